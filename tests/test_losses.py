@@ -1,4 +1,4 @@
-"""The losses against the authors' numbers, an independent triple loop, and what the method promises."""
+"""The losses against the authors' numbers, an independent loop, and what the method promises."""
 
 from __future__ import annotations
 
@@ -45,16 +45,19 @@ def by_hand(loss, logits, original, token, unwanted, *, weight, floor, cap):
     if not unwanted:
         kept = {"tnff": forward, "tnrf": forward, "tnrr": reverse}
         return kept.get(loss, -math.log(p[token]))
-    return weight * {
-        "tnff": forward,
-        "tnfll": forward,
-        "tnrr": reverse,
-        "tnrf": reverse,
-        "tnrll": reverse,
-        "ul": -math.log(1 - p_unwanted),
-        "nl": max(math.log(p_unwanted), cap),
-        "sft_clean": 0.0,
-    }[loss]
+    return (
+        weight
+        * {
+            "tnff": forward,
+            "tnfll": forward,
+            "tnrr": reverse,
+            "tnrf": reverse,
+            "tnrll": reverse,
+            "ul": -math.log(1 - p_unwanted),
+            "nl": max(math.log(p_unwanted), cap),
+            "sft_clean": 0.0,
+        }[loss]
+    )
 
 
 @pytest.mark.parametrize("sets", [False, True])
@@ -195,9 +198,7 @@ def test_gaps_of_ten_thousand_and_absent_tokens_leave_value_and_gradient_finite(
 def test_reverse_kl_to_an_impossible_token_raises():
     original = torch.tensor([[1.0, -torch.inf, 0.0]])
     with pytest.raises(ValueError, match="Row 0: reverse KL is infinite"):
-        token_losses(
-            "tnrr", torch.zeros(1, 3), original, torch.tensor([0]), torch.tensor([False])
-        )
+        token_losses("tnrr", torch.zeros(1, 3), original, torch.tensor([0]), torch.tensor([False]))
 
 
 @pytest.mark.parametrize(
@@ -212,6 +213,4 @@ def test_settings_out_of_range_are_named(changes, message):
     logits, original, token_ids = random_rows()
     settings = {"loss": "tnff", **changes}
     with pytest.raises(ValueError, match=message):
-        token_losses(
-            settings.pop("loss"), logits, original, token_ids, token_ids < 0, **settings
-        )
+        token_losses(settings.pop("loss"), logits, original, token_ids, token_ids < 0, **settings)

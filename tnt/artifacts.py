@@ -7,6 +7,8 @@ name only when it is complete: it is written beside it first and then renamed.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -50,10 +52,10 @@ def write(rows: Sequence[Record], path: Path, record: type[Record]) -> None:
     """
     rows = sorted(rows, key=lambda row: [getattr(row, name) for name in record.KEY])
     keys = [tuple(getattr(row, name) for name in record.KEY) for row in rows]
-    for key, following in zip(keys, keys[1:], strict=False):
+    for key, following in itertools.pairwise(keys):
         if key == following:
             raise ValueError(
-                f"Two rows of {path} have the key {key}. Keys are {record.KEY}: make the ids unique."
+                f"Two rows of {path} have the same {record.KEY}: {key}. Make the ids unique."
             )
     names = [field.name for field in fields(record)]
     columns = {name: [getattr(row, name) for row in rows] for name in names}
@@ -78,3 +80,16 @@ def write_text(text: str, path: Path) -> None:
     """Write a text file, whole or not at all."""
     with complete(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hash of a file, or of a folder's file names and contents."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist. Check its path in params.yaml.")
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != ".gitignore"):
+        digest.update(f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n".encode())
+    return digest.hexdigest()

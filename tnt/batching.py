@@ -1,4 +1,4 @@
-"""Rows of token ids -> padded batches, and which row of the logits predicts which token.
+"""Rows of token ids -> padded batches -> the logits that predict their completion tokens.
 
 Legend: B sequences, S prompt positions, T positions of the sequence the head sees, N completion
 tokens of the whole batch, V vocabulary.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +90,28 @@ def collate(masks: Sequence[Mask], *, decoder_start_id: int | None = None) -> Ba
         negative=flat("negative_mask", torch.bool),
         kept=flat("kept_mask", torch.bool),
     )
+
+
+def completion_logits(model: Any, batch: Batch) -> Tensor:
+    """Return the logits that predict a batch's completion tokens, [N, V] float32.
+
+    Row n predicts `batch.token_ids[n]`. Prompt and padding rows never reach a causal LM's head.
+    """
+    if model.config.is_encoder_decoder:
+        output = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            decoder_input_ids=batch.decoder_input_ids,
+            use_cache=False,
+        )
+        return output.logits[batch.rows].float()
+    output = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        logits_to_keep=batch.rows,
+        use_cache=False,
+    )
+    return output.logits.reshape(-1, output.logits.shape[-1]).float()
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

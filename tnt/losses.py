@@ -2,8 +2,8 @@
 
 `token_losses` is the plain, exact definition; anything faster is tested against it. At a negative
 token, forward KL to the target equals KL(target || updated restricted to what is allowed) minus
-log(1 - p(negative)): unlikelihood plus a term that says where the mass goes. That second term is the
-point of the method (Zhang, Ranganath, Tafvizi 2024, arXiv 2406.13660).
+log(1 - p(negative)): unlikelihood plus a term that says where the mass goes. That second term is
+the point of the method (Zhang, Ranganath, Tafvizi 2024, arXiv 2406.13660).
 
 Legend: N tokens, V vocabulary. q is the target, p the updated model.
 """
@@ -186,19 +186,19 @@ def _compared(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     A -inf never reaches a subtraction or a product whose gradient would be NaN.
     """
     absent, other_absent = torch.isneginf(first), torch.isneginf(second)
-    difference = torch.where(absent | other_absent, 0.0, first.masked_fill(absent, 0.0)) - torch.where(
-        absent | other_absent, 0.0, second.masked_fill(other_absent, 0.0)
-    )
+    difference = torch.where(
+        absent | other_absent, 0.0, first.masked_fill(absent, 0.0)
+    ) - torch.where(absent | other_absent, 0.0, second.masked_fill(other_absent, 0.0))
     difference = torch.where(other_absent & ~absent, torch.inf, difference)
     return first.exp(), difference, second.exp()
 
 
 def _negative_log_prob(rows: Rows) -> Tensor:
-    """log p of all negative tokens of a row together, [N]."""
+    """Log p of all negative tokens of a row together, [N]."""
     return rows.updated.masked_fill(~rows.negative, -torch.inf).logsumexp(-1)
 
 
-# The authors' forms, kept to reproduce their numbers; see the notes in the oracle file of the tests.
+# The authors' forms, kept to reproduce their numbers; tests/data/t5patches_losses.json has notes.
 
 _SMOOTHING = 1e-6
 _LARGEST_PROBABILITY = 1 - 1e-7

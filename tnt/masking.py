@@ -7,14 +7,13 @@ The generated ids are the truth: offsets come from decoding them, never from tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
 from tnt.params import STRICT
 from tnt.records import Completion, Flag, Mask
-
 
 _REPLACEMENT = "\ufffd"
 
@@ -25,9 +24,10 @@ class MaskParams:
 
     span_tokens: Literal["all", "first"] = "all"
     """Which tokens of a flagged span are negative; with `first` its other tokens carry no loss."""
-    after_negative: Literal["keep", "drop"] = "drop"
-    """Whether tokens after the first negative one still count as kept: they follow a prefix that
-    the updated model should never produce."""
+    after_negative: Literal["keep", "drop", "end"] = "end"
+    """What becomes of the tokens after the first negative one, which follow a prefix that the
+    updated model should never produce: `keep` treats them as all others, `drop` keeps none of them
+    but still trains on negative ones, `end` lets none after the first flagged span carry a loss."""
 
 
 def mask_completion(
@@ -53,9 +53,13 @@ def mask_completion(
             flagged[i] = True
         for i in hit[:1] if params.span_tokens == "first" else hit:
             negative[i] = True
-    first_negative = negative.index(True) if any(negative) else len(negative)
-    dropped = params.after_negative == "drop"
-    kept = [not hit and not (dropped and i > first_negative) for i, hit in enumerate(flagged)]
+    kept = [not hit for hit in flagged]
+    if params.after_negative != "keep" and any(negative):
+        first = negative.index(True)
+        kept[first:] = [False] * len(kept[first:])
+        if params.after_negative == "end":
+            end = next((i for i in range(first, len(flagged)) if not flagged[i]), len(flagged))
+            negative[end:] = [False] * len(negative[end:])
     return Mask(
         prompt_id=completion.prompt_id,
         sample=completion.sample,
@@ -64,6 +68,29 @@ def mask_completion(
         negative_mask=negative,
         kept_mask=kept,
     )
+
+
+def mask_all(
+    completions: Iterable[Completion], flags: Iterable[Flag], tokenizer: Any, params: MaskParams
+) -> list[Mask]:
+    """Return the token masks of all completions, each with its own flags.
+
+    Raises:
+        ValueError: A flag belongs to no completion.
+    """
+    by_key: dict[tuple[str, int], list[Flag]] = {}
+    for flag in flags:
+        by_key.setdefault((flag.prompt_id, flag.sample), []).append(flag)
+    masks = [
+        mask_completion(c, by_key.pop((c.prompt_id, c.sample), []), tokenizer, params)
+        for c in completions
+    ]
+    if by_key:
+        raise ValueError(
+            f"A flag belongs to {next(iter(by_key))}, which is no completion. Re-run detect on the "
+            "same completions.parquet."
+        )
+    return masks
 
 
 def token_spans(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[int, int]]:

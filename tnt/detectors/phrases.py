@@ -1,8 +1,9 @@
 """Detector `phrases`: patterns from a list file.
 
 A list file holds one pattern a line. `#` starts a comment line, `[label]` a section whose name
-labels what follows. A plain line is matched as words, in any case and with any white space between
-them; a line that starts with `re:` is a regular expression. Typographic apostrophes match plain ones.
+labels what follows. A plain line is matched as words, in any case and with any white space
+between them; a line that starts with `re:` is a regular expression. Typographic apostrophes
+match plain ones.
 
 A section `[definitions]` at the top holds lines `name = fragment`. In the fragments below it and in
 `re:` lines, `{name}` stands for that fragment as a group (`{0,2}` is a count, as ever).

@@ -1,0 +1,134 @@
+"""The command `tnt`: check, plan, edit rounds, show results; imports what is heavy inside."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Stop a language model from saying what it must not, and prove that nothing else moved.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+rounds_app = typer.Typer(help="List, add, remove and accept rounds.", no_args_is_help=True)
+app.add_typer(rounds_app, name="rounds")
+
+Name = Annotated[str, typer.Argument(help="The round, like r3.")]
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    """Set up what all commands share."""
+    sys.path.insert(0, os.getcwd())  # users' own detectors live in plugins/
+    if debug:
+        os.environ["TNT_DEBUG"] = "1"
+
+
+@app.command()
+def check(
+    pin: Annotated[
+        bool, typer.Option(help="Write the base model's hash into params.yaml.")
+    ] = False,
+) -> None:
+    """Check params.yaml, the prompt files and the rounds, before anything runs."""
+    from tnt import check as checks
+
+    if pin:
+        print(f"base.sha256: {checks.pin()}")
+    print(checks.check())
+
+
+@app.command()
+def plan() -> None:
+    """Show what `dvc repro` would run, and about how long and how much disk it would take."""
+    from tnt.plan import plan as make_plan
+
+    planned = make_plan()
+    for stage in planned:
+        source = "last time" if stage.measured else "estimate"
+        disk = f"{stage.disk_gb:6.2f} GB" if stage.disk_gb else ""
+        print(f"{stage.stage:<16} {stage.cpu_s:7.0f} CPU s ({source}) {disk}")
+    total, disk_gb = sum(s.cpu_s for s in planned), sum(s.disk_gb for s in planned)
+    print(
+        f"{len(planned)} stages at most, about {total / 60:.0f} CPU minutes, "
+        f"{disk_gb:.1f} GB in data/ and as much in the cache."
+        if planned
+        else "Nothing to run: everything is up to date."
+    )
+
+
+@app.command()
+def summary() -> None:
+    """Show what each round changed, what the stages took, and where the results are."""
+    from tnt.summary import summary as make_summary
+
+    print(make_summary())
+
+
+@rounds_app.command("list")
+def list_rounds() -> None:
+    """Show the rounds: parent, detectors, prompts, whether accepted."""
+    from tnt import project, rounds
+
+    loaded = project.load()
+    for name, round_ in loaded.rounds.items():
+        files = "; ".join(f"{s}: {', '.join(f)}" for s, f in round_.prompts.items())
+        state = f"accepted as {rounds.tag(name)}" if rounds.accepted(name) else "not accepted"
+        print(f"{name}: from {round_.parent}, {', '.join(round_.detectors)}, on {files} ({state})")
+    if not loaded.rounds:
+        print("No rounds. `tnt rounds add r1 --detectors NAME` adds one.")
+
+
+@rounds_app.command("add")
+def add_round(
+    name: Name,
+    detectors: Annotated[str, typer.Option(help="Names in `detectors:`, separated by commas.")],
+    parent: Annotated[
+        str | None, typer.Option(help="base or a round; the last by default.")
+    ] = None,
+) -> None:
+    """Append a round to params.yaml, with its parent's detectors and the given ones."""
+    from tnt import rounds
+
+    chosen = rounds.add(name, parent=parent, detectors=[d.strip() for d in detectors.split(",")])
+    print(f"Added {name} on top of {chosen}. `tnt plan` shows what it takes, `dvc repro` runs it.")
+
+
+@rounds_app.command("remove")
+def remove_round(name: Name) -> None:
+    """Take a round out of params.yaml and delete its folders; the cache keeps what was in them."""
+    from tnt import rounds
+
+    deleted = rounds.remove(name)
+    print(f"Removed {name}" + "".join(f", {folder}" for folder in deleted) + ".")
+
+
+@rounds_app.command("prune")
+def prune_rounds() -> None:
+    """Delete data folders that belong to no listed round; the cache keeps what was in them."""
+    from tnt import rounds
+
+    deleted = rounds.prune()
+    print(f"Deleted {', '.join(map(str, deleted))}." if deleted else "Nothing to delete.")
+
+
+@rounds_app.command("accept")
+def accept_round(name: Name) -> None:
+    """Check a round's gate, write what it obeys into params.yaml, commit, and tag it."""
+    from tnt import rounds
+
+    print(f"Accepted {name}: tag {rounds.accept(name)}.")
+
+
+def run() -> None:
+    """Run the command; what a person can cause is one line and exit status 1."""
+    from tnt.runs import one_line_errors
+
+    with one_line_errors("tnt"):
+        app()

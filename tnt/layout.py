@@ -1,0 +1,39 @@
+"""The few data paths that the command line and the flows need; dvc.yaml writes all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+PROMPTS = Path("data/prompts")
+LISTS = Path("data/lists")
+ANNOTATIONS = Path("data/annotations")
+PLUGINS = Path("plugins")
+RESOLVED = Path("data/resolved")
+MODELS = Path("data/models")
+ROUNDS = Path("data/rounds")
+EVALUATIONS = Path("data/evaluations")
+REPORT = Path("data/report")
+METRICS = Path("data/metrics.json")
+ROUNDS_CSV = Path("data/rounds.csv")
+BASE = "base"
+
+
+def model(name: str) -> Path:
+    """Return the model folder of `base` or a round."""
+    return MODELS / name
+
+
+def metrics(name: str) -> Path:
+    """Return the metrics of a round, or of the base."""
+    return EVALUATIONS / name / "metrics.json"
+
+
+def resolved(name: str, stage: str) -> Path:
+    """Return what a stage of a round obeys."""
+    return RESOLVED / name / f"{stage}.yaml"
+
+
+def owned_folders(name: str) -> list[Path]:
+    """Return the folders that belong to one round alone."""
+    return [MODELS / name, ROUNDS / name, EVALUATIONS / name]

@@ -1,0 +1,50 @@
+"""People's labels of test completions: an independent look at what a detector measures.
+
+    {"prompt_id": "replies/r001", "text": "I'm sorry, but ...", "flag": true}
+
+A label belongs to a text, not to a model: it counts for every model that said exactly that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tnt.artifacts import sha256_of
+from tnt.metrics import Rate
+from tnt.records import Completion
+
+Labels = dict[tuple[str, str], bool]
+"""(prompt_id, text) -> whether a person flagged it."""
+
+
+def read(pinned: Mapping[str, str]) -> Labels:
+    """Return the labels of the pinned files, `{path: sha256}`.
+
+    Raises:
+        ValueError: A file changed after it was pinned, or a line is no label.
+    """
+    labels: Labels = {}
+    for name, sha256 in pinned.items():
+        if sha256_of(Path(name)) != sha256:
+            raise ValueError(f"{name} changed after it was resolved. Run `dvc repro`.")
+        for number, line in enumerate(Path(name).read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                prompt_id, text, flag = row["prompt_id"], row["text"], row["flag"]
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{name}, line {number} is {line[:60]!r}, not a label ({error!r}). Write "
+                    '{"prompt_id": ..., "text": ..., "flag": true or false}.'
+                ) from None
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name}, line {number}: flag is {flag!r}. Write true or false.")
+            labels[prompt_id, text] = flag
+    return labels
+
+
+def rate(labels: Labels, completions: Sequence[Completion]) -> Rate:
+    """Return how many of the labelled completions people flagged."""
+    found = [labels[c.prompt_id, c.text] for c in completions if (c.prompt_id, c.text) in labels]
+    return Rate(sum(found), len(found))

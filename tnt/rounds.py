@@ -1,0 +1,168 @@
+"""Edit the rounds in params.yaml, comments and all, and accept one for good."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml.comments import CommentedMap
+
+from tnt import layout, project
+from tnt.params import edited
+from tnt.shell import output
+
+
+def add(name: str, *, parent: str | None, detectors: list[str]) -> str:
+    """Append a round to params.yaml; return its parent.
+
+    It learns from the prompt files of the last round, or from those of the evaluation if it is the
+    first, in the sets that are not evaluated alone.
+
+    Args:
+        name: Of the new round.
+        parent: None is the last round, or the base if there is none.
+        detectors: Added to those of the parent, so that what it fixed stays fixed.
+
+    Raises:
+        ValueError: The result would not be a valid params.yaml, which then stays as it is.
+    """
+    loaded = project.load()
+    if name in loaded.rounds:
+        raise ValueError(f"The round {name!r} exists already. Choose another name.")
+    last = next(reversed(loaded.rounds), layout.BASE)
+    parent = parent or last
+    inherited = loaded.rounds[parent].detectors if parent in loaded.rounds else []
+    files = loaded.rounds[last].prompts if last in loaded.rounds else loaded.evaluate.prompts
+    entry = {
+        "parent": parent,
+        "detectors": list(dict.fromkeys([*inherited, *detectors])),
+        "prompts": files,
+    }
+    with _edited() as params:
+        if params["rounds"] is None or not len(params["rounds"]):
+            params["rounds"] = CommentedMap()
+        params["rounds"][name] = CommentedMap(entry)
+    return parent
+
+
+def remove(name: str) -> list[Path]:
+    """Take a round out of params.yaml and delete its folders; return those. The cache keeps them.
+
+    Raises:
+        ValueError: There is no such round, another builds on it, or it is accepted.
+    """
+    loaded = project.load()
+    _refuse_unknown(name, loaded)
+    if heirs := [other for other, r in loaded.rounds.items() if r.parent == name]:
+        raise ValueError(f"The round {heirs[0]!r} builds on {name!r}. Remove {heirs[0]!r} first.")
+    if accepted(name):
+        raise ValueError(
+            f"The round {name!r} is accepted. `git tag -d {tag(name)}` first, if you mean it."
+        )
+    with _edited() as params:
+        del params["rounds"][name]
+        if not params["rounds"]:
+            params["rounds"] = CommentedMap()
+    return _delete([folder for folder in layout.owned_folders(name) if folder.exists()])
+
+
+def prune() -> list[Path]:
+    """Delete the data folders that belong to no listed round; return them. The cache keeps them."""
+    return _delete(project.stray_folders(project.load().rounds))
+
+
+def accept(name: str) -> str:
+    """Make a round immutable: check its gate, write out what it obeys, commit, tag; return the tag.
+
+    Raises:
+        ValueError: It failed its gate, is not up to date, is not the last round, or its parent is
+            not accepted; or git or DVC failed. params.yaml then stays as it is.
+    """
+    loaded = project.load()
+    _refuse_unknown(name, loaded)
+    if accepted(name):
+        raise ValueError(f"The round {name!r} is accepted already, as tag {tag(name)}.")
+    if name != next(reversed(loaded.rounds)):
+        later = next(reversed(loaded.rounds))
+        raise ValueError(
+            f"{layout.PARAMS} lists {later!r} after {name!r}. Rounds are accepted one at a time: "
+            f"remove {later!r}, accept {name!r}, add {later!r} again; the cache has its results."
+        )
+    if (parent := loaded.rounds[name].parent) != layout.BASE and not accepted(parent):
+        raise ValueError(f"The parent {parent!r} of {name!r} is not accepted. Accept it first.")
+    gate = read_metrics(name)["gate"]
+    if not gate["passed"]:
+        raise ValueError(f"The round {name!r} failed its gate: {gate['reasons']}. Train it again.")
+    if not up_to_date():
+        raise ValueError("There are stages to run. `dvc repro` first, then accept.")
+    before = layout.PARAMS.read_bytes()
+    try:
+        with _edited() as params:
+            for section in project.OVERRIDABLE:
+                params["rounds"][name][section] = CommentedMap(
+                    asdict(loaded.section(name, section))
+                )
+        output("dvc", "repro", "--quiet", "compare")
+        output("git", "add", "--", *_committed())
+        output("git", "commit", "--quiet", "-m", f"Accept round {name}")
+        output("git", "tag", tag(name))
+    except BaseException:
+        layout.PARAMS.write_bytes(before)
+        raise
+    return tag(name)
+
+
+def accepted(name: str) -> bool:
+    """Whether a round is tagged."""
+    return bool(output("git", "tag", "--list", tag(name)))
+
+
+def tag(name: str) -> str:
+    """Return the git tag of an accepted round."""
+    return f"round/{name}"
+
+
+def read_metrics(name: str) -> dict[str, Any]:
+    """Return a round's metrics.
+
+    Raises:
+        ValueError: It was not evaluated yet.
+    """
+    path = layout.metrics(name)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: {name!r} is not evaluated. Run `dvc repro`.")
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return metrics
+
+
+def up_to_date() -> bool:
+    """Whether `dvc repro` would run nothing."""
+    return json.loads(output("dvc", "status", "--json") or "{}") == {}
+
+
+def _committed() -> list[str]:
+    """Return the files that a round's commit holds: params, lock, the metrics that git keeps."""
+    ignored = output("git", "ls-files", "--others", "--modified", "--", "data/**/.gitignore")
+    kept = [layout.PARAMS, Path("dvc.lock"), layout.METRICS, layout.ROUNDS_CSV]
+    kept += sorted(layout.EVALUATIONS.glob("*/metrics.json"))
+    return [*map(str, kept), *ignored.split()]
+
+
+def _refuse_unknown(name: str, loaded: project.Project) -> None:
+    if name not in loaded.rounds:
+        listed = ", ".join(loaded.rounds) or "none"
+        raise ValueError(f"There is no round {name!r}. Listed in {layout.PARAMS}: {listed}.")
+
+
+def _edited() -> contextlib.AbstractContextManager[CommentedMap]:
+    return edited(layout.PARAMS, project.load)
+
+
+def _delete(folders: list[Path]) -> list[Path]:
+    for folder in folders:
+        shutil.rmtree(folder)
+    return folders

@@ -1,0 +1,197 @@
+r"""Stage `compare`: every detector over every model, side by side.
+
+    python -m tnt.stages.compare data/evaluations data/rounds data/report data/metrics.json \
+        data/rounds.csv data/resolved/base/compare.yaml
+
+Runs all detectors that any round names over all models' test completions, so that a later round
+which undoes an earlier one shows. Needs no model.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic.dataclasses import dataclass
+from tqdm import tqdm
+
+from tnt import artifacts, detectors, metrics, probe, report
+from tnt.detectors import DetectorsParams
+from tnt.layout import BASE
+from tnt.params import STRICT
+from tnt.records import Completion, Flag, Split
+from tnt.runs import command
+
+COLUMNS = (
+    "order", "model", "prompt_set", "detector", "flagged", "total", "flag_rate", "low", "high",
+    "clean_unchanged",
+)  # fmt: skip
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class CompareParams:
+    """Which rounds, in order, and what to look for."""
+
+    rounds: dict[str, str]
+    """Round -> parent."""
+    trained: dict[str, list[str]]
+    """Round -> its own detectors."""
+    detectors: DetectorsParams
+    split: Split
+    probe: dict[str, str]
+    """People's labels: path -> sha256."""
+
+
+def compare(
+    evaluations_path: Path,
+    rounds_path: Path,
+    report_path: Path,
+    metrics_path: Path,
+    table_path: Path,
+    *,
+    params: CompareParams,
+) -> None:
+    """Write the report, the latest round's metrics, and the table of all models."""
+    _refuse_unlisted(params, evaluations_path, rounds_path)
+    models = [BASE, *params.rounds]
+    completions = {
+        name: artifacts.read(evaluations_path / name / "completions.parquet", Completion)
+        for name in models
+    }
+    found = detectors.build_pinned(params.detectors)
+    flags = {
+        name: detectors.find_flags(found, tqdm(rows, desc=f"detect in {name}", unit="completion"))
+        for name, rows in completions.items()
+    }
+    measured = {
+        name: json.loads((evaluations_path / name / "metrics.json").read_text(encoding="utf-8"))
+        for name in params.rounds
+    }
+    rows = _rows(models, completions, flags, list(found), measured)
+    labels = probe.read(params.probe)
+    probed = {name: probe.rate(labels, completions[name]) for name in models if labels}
+
+    shutil.rmtree(report_path, ignore_errors=True)
+    pages = [
+        report.RoundPage(
+            name=name,
+            parent=parent,
+            detectors=params.trained[name],
+            metrics=measured[name],
+            pairs=_pairs(completions[parent], completions[name], flags[parent], flags[name]),
+        )
+        for name, parent in params.rounds.items()
+    ]
+    report.write(pages, {"rows": rows, "probe": probed, "split": params.split}, report_path)
+    table = _csv(rows)
+    artifacts.write_text(table, report_path / "rounds.csv")
+    artifacts.write_text(table, table_path)
+    latest = _latest(rows, measured, params, probed)
+    artifacts.write_text(json.dumps(latest, indent=1, ensure_ascii=False) + "\n", metrics_path)
+
+
+def _refuse_unlisted(params: CompareParams, *folders: Path) -> None:
+    """Raise if there is data of a round that params.yaml does not list."""
+    for folder in folders:
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and path.name not in {BASE, *params.rounds}:
+                raise ValueError(
+                    f"{path} belongs to no round in params.yaml. `tnt rounds prune` deletes it; "
+                    "the cache keeps what was in it."
+                )
+
+
+def _rows(
+    models: list[str],
+    completions: dict[str, list[Completion]],
+    flags: dict[str, list[Flag]],
+    names: list[str],
+    measured: dict[str, dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Return one row per model, prompt set and detector."""
+    rows = []
+    for order, model in enumerate(models):
+        for prompt_set in sorted({c.prompt_set for c in completions[model]}):
+            of_set = [c for c in completions[model] if c.prompt_set == prompt_set]
+            for detector in names:
+                keys = {(f.prompt_id, f.sample) for f in flags[model] if f.detector == detector}
+                found = metrics.rounded(metrics.flag_rate(of_set, keys))
+                same = measured.get(model, {}).get("sets", {}).get(prompt_set, {})
+                rows.append(
+                    {
+                        "order": order,
+                        "model": model,
+                        "prompt_set": prompt_set,
+                        "detector": detector,
+                        "flagged": found["flagged"],
+                        "total": found["total"],
+                        "flag_rate": found["rate"],
+                        "low": found["low"],
+                        "high": found["high"],
+                        "clean_unchanged": same.get("clean_unchanged", {}).get("rate"),
+                    }
+                )
+    return rows
+
+
+def _pairs(
+    before: list[Completion], after: list[Completion], old: list[Flag], new: list[Flag]
+) -> list[report.Pair]:
+    answers = {(c.prompt_id, c.sample): c for c in after}
+    pairs = []
+    for completion in before:
+        key = completion.prompt_id, completion.sample
+        old_here, new_here = (
+            [f for f in side if (f.prompt_id, f.sample) == key] for side in (old, new)
+        )
+        pairs.append(report.pair(completion, answers[key], old_here, new_here))
+    return pairs
+
+
+def _latest(
+    rows: list[dict[str, Any]],
+    measured: dict[str, dict[str, Any]],
+    params: CompareParams,
+    probed: dict[str, metrics.Rate],
+) -> dict[str, Any]:
+    """Return the latest round's metrics under stable names, and its change from its parent."""
+    latest = next(reversed(params.rounds), BASE)
+    parent = params.rounds.get(latest)
+    rates: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
+    by_key = {(r["model"], r["prompt_set"], r["detector"]): r["flag_rate"] for r in rows}
+    for (model, prompt_set, detector), rate in by_key.items():
+        if model == latest:
+            rates.setdefault(prompt_set, {})[detector] = rate
+            if parent is not None:
+                difference = rate - by_key[parent, prompt_set, detector]
+                changes.setdefault(prompt_set, {})[detector] = difference
+    summary: dict[str, Any] = {"round": latest, "flag_rate": rates}
+    if parent is not None:
+        own = measured[latest]
+        summary |= {
+            "parent": parent,
+            "change_from_parent": changes,
+            "clean_unchanged": {s: f["clean_unchanged"]["rate"] for s, f in own["sets"].items()},
+            "divergence": {s: f["divergence"]["forward"] for s, f in own["sets"].items()},
+            "gate_passed": own["gate"]["passed"],
+        }
+    if probed:
+        summary["probe"] = {name: rate.rate for name, rate in probed.items()}
+    return metrics.rounded(summary)
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    command(compare)

@@ -1,0 +1,76 @@
+r"""Stage `train`: update a copy of the parent so that exactly the negative tokens go.
+
+    python -m tnt.stages.train data/models/base data/rounds/r1/masks.parquet data/models/r1 \
+        data/rounds/r1/training.csv data/resolved/r1/train.yaml
+
+Killed and run again, it continues from its last checkpoint in `work/` and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from pydantic.dataclasses import dataclass
+
+from tnt import artifacts, models, training
+from tnt.models import RuntimeParams
+from tnt.params import STRICT
+from tnt.records import Mask
+from tnt.runs import command
+from tnt.training import StepLog, TrainParams
+
+WORK = Path("work")
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class TrainStageParams:
+    """How a round is trained, and on what."""
+
+    runtime: RuntimeParams
+    train: TrainParams
+
+
+def train(
+    parent_path: Path,
+    masks_path: Path,
+    model_path: Path,
+    log_path: Path,
+    *,
+    params: TrainStageParams,
+) -> None:
+    """Write the updated model (or its adapter) and one log line per step."""
+    masks = artifacts.read(masks_path, Mask)
+    tokenizer = models.load_tokenizer(parent_path)
+    logs: list[StepLog] = []
+    if not any(any(mask.negative_mask) for mask in masks):
+        print(f"None of the {len(masks)} completions is flagged: {model_path.name} is its parent.")
+        models.copy_parent(parent_path, model_path)
+    else:
+        device = models.use(params.runtime)
+        inputs = [artifacts.sha256_of(path) for path in (parent_path, masks_path)]
+        workdir = WORK / model_path.name / training.fingerprint(*inputs, repr(params))
+        original = models.load(parent_path, device=device)
+        updated, logs = training.train(
+            original, masks, params.train, workdir=workdir, autocast=params.runtime.autocast
+        )
+        if params.train.lora:
+            models.save_adapter(updated, tokenizer, model_path, parent=parent_path)
+        else:
+            models.save(updated, tokenizer, model_path)
+        training.forget(workdir)
+    artifacts.write_text(_csv(logs), log_path)
+
+
+def _csv(logs: list[StepLog]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(StepLog)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: round(value, 6) for name, value in asdict(log).items()} for log in logs)
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    command(train)
