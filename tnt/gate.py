@@ -18,25 +18,25 @@ class GateParams:
     """Bounds that a round's metrics must keep. They are rates on the evaluation prompts."""
 
     min_drop: Share
-    """How far the flag rate of each own detector must fall, as a share of what it was."""
+    """How far the flag rate of each new detector must fall, as a share of what it was."""
     min_clean_unchanged: dict[str, Share]
     """Prompt set -> least share of originally clean completions that stay the same by token."""
     max_ancestor_rise: Share
     """How far the flag rate of an ancestor's detector may rise in any prompt set."""
 
 
-def judge(metrics: Mapping[str, Any], params: GateParams, own: list[str]) -> list[str]:
+def judge(metrics: Mapping[str, Any], params: GateParams, inherited: list[str]) -> list[str]:
     """Return why a round is rejected, one sentence each; nothing if it passes.
 
     Args:
         metrics: A round's metrics.
         params: The bounds.
-        own: Names of the detectors that the round trained on; the others are its ancestors'.
+        inherited: Names of the ancestors' detectors, whose fixes must hold; the others are new.
     """
     reasons = []
     for detector, overall in metrics["overall"].items():
         before, after = overall["before"]["rate"], overall["after"]["rate"]
-        if detector in own and after > (1 - params.min_drop) * before:
+        if detector not in inherited and after > (1 - params.min_drop) * before:
             reasons.append(
                 f"{detector} went from {before:.1%} to {after:.1%}, "
                 f"not down by {params.min_drop:.0%} of what it was"
@@ -50,7 +50,7 @@ def judge(metrics: Mapping[str, Any], params: GateParams, own: list[str]) -> lis
             )
         for detector, change in found["detectors"].items():
             rise = change["after"]["rate"] - change["before"]["rate"]
-            if detector not in own and rise > params.max_ancestor_rise:
+            if detector in inherited and rise > params.max_ancestor_rise:
                 reasons.append(
                     f"{detector}, fixed by an earlier round, rose by {rise:.1%} on {prompt_set}, "
                     f"more than {params.max_ancestor_rise:.0%}"

@@ -119,11 +119,13 @@ def token_spans(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[int
     shown = 0  # characters that ids[read:i] hold in full
     for i in range(len(ids)):
         fresh = decode(context, i + 1)[len(decode(context, read)) :]
-        whole = len(fresh.rstrip(_REPLACEMENT))  # a trailing one is a character still incomplete
-        spans.append((settled + shown, min(settled + len(fresh), len(text))))
+        whole = len(fresh.rstrip(_REPLACEMENT))  # trailing ones are one character still incomplete
+        spans.append((settled + shown, settled + min(len(fresh), whole + 1)))
         shown = whole
         if fresh and whole == len(fresh):
             context, read, settled, shown = read, i + 1, settled + whole, 0
+    if spans:  # what never became complete
+        spans[-1] = (spans[-1][0], len(text))
     return spans
 
 

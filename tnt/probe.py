@@ -29,7 +29,10 @@ def read(pinned: Mapping[str, str]) -> Labels:
     for name, sha256 in pinned.items():
         if sha256_of(Path(name)) != sha256:
             raise ValueError(f"{name} changed after it was resolved. Run `dvc repro`.")
-        for number, line in enumerate(Path(name).read_text(encoding="utf-8").splitlines(), start=1):
+        lines = Path(name).read_text(encoding="utf-8").split("\n")
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
                 prompt_id, text, flag = row["prompt_id"], row["text"], row["flag"]

@@ -171,6 +171,7 @@ def resolved(project: Project) -> dict[tuple[str, str], dict[str, Any]]:
                 "runtime": model_runtime,
                 "detectors": _detectors(project, measured),
                 "own": round_.detectors,
+                "inherited": list(dict.fromkeys(inherited)),
                 "mask": mask,
                 "gate": asdict(project.section(name, "gate")),
                 "divergence_prompts": evaluated.divergence_prompts,
@@ -191,20 +192,20 @@ def check_prompts(project: Project, tokenizer: Any = None, context: int | None =
     """
     from tnt.sampling import refuse_long
 
-    count = 0
-    users = [(project.evaluate.prompts, project.respond.max_new_tokens)]
+    seen: set[tuple[str, str]] = set()
+    users = [(project.evaluate.prompts, project.respond)]
     for name, round_ in project.rounds.items():
-        users.append((round_.prompts, project.section(name, "generate").max_new_tokens))
-    for files, max_new_tokens in users:
+        users.append((round_.prompts, project.section(name, "generate")))
+    for files, sampling in users:
         rows = list(prompts.read_sets(files, layout.PROMPTS))
-        count += len(rows)
+        seen |= {(name, row.id) for name, row in rows}
         if tokenizer is not None:
             rendered = [
                 prompts.render(row, name, project.prompt_sets[name], tokenizer)
                 for name, row in rows
             ]
-            refuse_long(rendered, context, max_new_tokens)
-    return count
+            refuse_long(rendered, context, sampling)
+    return len(seen)
 
 
 def stray_folders(rounds: Mapping[str, Any]) -> list[Path]:

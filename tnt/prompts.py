@@ -67,7 +67,7 @@ def read_file(path: Path) -> list[RawPrompt]:
             names the file, the line, what is wrong and what to do.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold U+2028 unescaped
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist. Create it or correct its name.") from error
     except UnicodeDecodeError as error:

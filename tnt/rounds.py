@@ -145,11 +145,14 @@ def up_to_date() -> bool:
 
 
 def _committed() -> list[str]:
-    """Return the files that a round's commit holds: params, lock, the metrics that git keeps."""
-    ignored = output("git", "ls-files", "--others", "--modified", "--", "data/**/.gitignore")
+    """Return the files that a round's commit holds: params, lock, the metrics that git keeps.
+
+    Those of a round that was removed are among them, so that the commit deletes them.
+    """
+    found = [":(glob)data/**/.gitignore", f":(glob){layout.EVALUATIONS}/*/metrics.json"]
+    changed = output("git", "ls-files", "--others", "--modified", "--", *found)
     kept = [layout.PARAMS, Path("dvc.lock"), layout.METRICS, layout.ROUNDS_CSV]
-    kept += sorted(layout.EVALUATIONS.glob("*/metrics.json"))
-    return [*map(str, kept), *ignored.split()]
+    return [*map(str, kept), *changed.split()]
 
 
 def _refuse_unknown(name: str, loaded: project.Project) -> None:

@@ -60,8 +60,11 @@ def one_line_errors(name: str) -> Iterator[None]:
 
 
 def _is_full_disk(error: Exception) -> bool:
-    """Whether a writer that has its own exceptions ran out of space."""
-    return type(error).__name__ == "SafetensorError" and "I/O" in str(error)
+    """Whether a writer that has its own exceptions, safetensors or torch, ran out of space."""
+    name, message = type(error).__name__, str(error)
+    return (name == "SafetensorError" and "I/O" in message) or (
+        name == "RuntimeError" and "inline_container" in message
+    )
 
 
 def _report(name: str, wall: float) -> None:

@@ -7,7 +7,7 @@ the last bits of the logits and so, now and then, a greedy token: it is part of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 import torch
@@ -27,7 +27,8 @@ Keyed = TypeVar("Keyed", Prompt, Mask)
 class SamplingParams:
     """How completions are drawn. Greedy unless a temperature is given."""
 
-    max_new_tokens: PositiveInt
+    max_new_tokens: PositiveInt | dict[str, PositiveInt]
+    """The longest completion: one number, or one for each prompt set."""
     batch_size: PositiveInt
     max_prompts: PositiveInt | None = None
     """Prompts used of each prompt set, chosen by hash; None is all."""
@@ -42,6 +43,21 @@ class SamplingParams:
         """Refuse several identical samples."""
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples above 1 are all the same at temperature 0; set a temperature")
+
+    def limit(self, prompt_set: str) -> int:
+        """Return `max_new_tokens` for a prompt set.
+
+        Raises:
+            ValueError: There is none for it.
+        """
+        if isinstance(self.max_new_tokens, int):
+            return self.max_new_tokens
+        if prompt_set not in self.max_new_tokens:
+            raise ValueError(
+                f"max_new_tokens has no entry for the prompt set {prompt_set!r}, only for "
+                f"{[*self.max_new_tokens]}. Add one."
+            )
+        return self.max_new_tokens[prompt_set]
 
 
 def complete(
@@ -60,16 +76,15 @@ def complete(
         ValueError: A prompt and `max_new_tokens` together exceed the model's context.
     """
     prompts = choose(prompts, params.max_prompts)
-    refuse_long(prompts, models.context_length(model.config), params.max_new_tokens)
+    refuse_long(prompts, models.context_length(model.config), params)
     torch.manual_seed(params.seed)
     completions: list[Completion] = []
     with tqdm(
         total=len(prompts) * params.samples, desc=f"generate with {name}", unit="reply"
     ) as bar:
         for sample in range(params.samples):
-            for indices in by_length([len(p.prompt_ids) for p in prompts], params.batch_size):
-                batch = [prompts[i] for i in indices]
-                drawn = _generate(model, [p.prompt_ids for p in batch], params)
+            for batch in _batches(prompts, params.batch_size):
+                drawn = _generate(model, batch, params)
                 for prompt, ids in zip(batch, drawn, strict=True):
                     completions.append(_completion(prompt, sample, name, ids, model, tokenizer))
                 bar.update(len(batch))
@@ -89,21 +104,29 @@ def lowest_hashes(rows: Sequence[Keyed], count: int | None) -> list[Keyed]:
     return sorted(rows, key=lambda row: hashlib.sha256(row.prompt_id.encode()).hexdigest())[:count]
 
 
-def refuse_long(prompts: Sequence[Prompt], context: int | None, max_new_tokens: int) -> None:
+def refuse_long(prompts: Sequence[Prompt], context: int | None, params: SamplingParams) -> None:
     """Raise if a prompt leaves no room in the context for `max_new_tokens`."""
-    if context is None:
-        return
     for prompt in prompts:
-        if len(prompt.prompt_ids) + max_new_tokens > context:
+        limit = params.limit(prompt.prompt_set)
+        if context is not None and len(prompt.prompt_ids) + limit > context:
             raise ValueError(
                 f"Prompt {prompt.prompt_id!r} has {len(prompt.prompt_ids)} tokens and may get "
-                f"{max_new_tokens} more, but the model's context is {context}. Shorten the prompt "
-                "or lower max_new_tokens."
+                f"{limit} more, but the model's context is {context}. Shorten the prompt or lower "
+                "max_new_tokens."
             )
 
 
-def _generate(model: Any, prompt_ids: list[list[int]], params: SamplingParams) -> list[list[int]]:
+def _batches(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[Prompt]]:
+    """Yield prompts of one set and of similar length."""
+    for name in sorted({p.prompt_set for p in prompts}):
+        members = [p for p in prompts if p.prompt_set == name]
+        for indices in by_length([len(p.prompt_ids) for p in members], batch_size):
+            yield [members[i] for i in indices]
+
+
+def _generate(model: Any, batch: list[Prompt], params: SamplingParams) -> list[list[int]]:
     """Return the completion ids of one batch, cut after the end-of-sequence token."""
+    prompt_ids = [p.prompt_ids for p in batch]
     width = max(map(len, prompt_ids))
     end_ids = set(_end_ids(model))
     pad = min(end_ids, default=0)
@@ -126,7 +149,7 @@ def _generate(model: Any, prompt_ids: list[list[int]], params: SamplingParams) -
         output = model.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
-            max_new_tokens=params.max_new_tokens,
+            max_new_tokens=params.limit(batch[0].prompt_set),
             num_beams=1,
             repetition_penalty=1.0,
             pad_token_id=pad,

@@ -41,6 +41,9 @@ class EvaluateStageParams:
     detectors: DetectorsParams
     """The round's own and its ancestors'."""
     own: list[str]
+    """What the round trained on; a completion is clean if none of these flags it."""
+    inherited: list[str]
+    """The ancestors', which the round may train on again."""
     mask: MaskParams
     gate: GateParams
     divergence_prompts: PositiveInt
@@ -100,7 +103,7 @@ def evaluate(
         }
     metrics.finite(report)
     report = metrics.rounded(report)
-    reasons = gate.judge(report, params.gate, params.own)
+    reasons = gate.judge(report, params.gate, params.inherited)
     report["gate"] = {"passed": not reasons, "reasons": "; ".join(reasons)}
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     artifacts.write_text(text, metrics_path)

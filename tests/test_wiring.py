@@ -1,0 +1,96 @@
+"""Rules about dvc.yaml: its code deps are what the stages import, its paths are those of layout."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+from ruamel.yaml import YAML
+
+from tnt import layout, project
+from tnt.imports import closure
+from tnt.params import dump_yaml, load_section
+
+ROOT = Path(__file__).parent.parent
+STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+def definition(stage):
+    return STAGES[stage].get("do", STAGES[stage])
+
+
+def module_of(stage):
+    return re.match(r"python -m ([\w.]+)", definition(stage)["cmd"])[1]
+
+
+def paths(stage):
+    """Return a stage's deps that are no code, its outs, its metrics and its plots."""
+    found = []
+    for kind in ("deps", "outs", "metrics", "plots"):
+        for entry in definition(stage).get(kind, []):
+            found += entry if isinstance(entry, dict) else [entry]
+    return {path for path in found if not path.startswith("tnt/")}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_all_that_it_imports(stage):
+    module = Path(*module_of(stage).split(".")).with_suffix(".py")
+    expected = {path.as_posix() for path in closure(ROOT / module, ROOT)}
+    if "tnt/report.py" in expected:
+        templates = (ROOT / "tnt/templates").iterdir()
+        expected |= {path.relative_to(ROOT).as_posix() for path in templates}
+    listed = [path for path in definition(stage)["deps"] if path.startswith("tnt/")]
+    assert listed == sorted(expected)
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != "resolve"])
+def test_a_command_names_every_path_of_its_stage(stage):
+    words = set(definition(stage)["cmd"].split()[3:])
+    assert words == paths(stage)
+
+
+def test_every_stage_obeys_a_file_that_resolve_writes(monkeypatch, tmp_path):
+    """Each parses as the dataclass of the stage that is given it."""
+    import importlib
+
+    monkeypatch.chdir(ROOT)
+    found = project.resolved(project.load())
+    used = set()
+    for stage in STAGES:
+        if stage == "resolve":
+            continue
+        module = module_of(stage)
+        function = getattr(importlib.import_module(module), module.rpartition(".")[2])
+        assert [*inspect.signature(function).parameters][-1] == "params"
+        last = definition(stage)["cmd"].split()[-1]
+        for name in ("r1", "r2"):
+            obeyed = Path(last.replace("${key}", name)).relative_to(layout.RESOLVED)
+            key = obeyed.parent.name, obeyed.stem
+            (tmp_path / "params.yaml").write_text(dump_yaml(found[key]), encoding="utf-8")
+            load_section(tmp_path / "params.yaml", get_type_hints(function)["params"])
+            used.add(key)
+    assert used == set(found)
+
+
+def test_layout_agrees_with_dvc_yaml():
+    every = {path for stage in STAGES for path in paths(stage)} | {"params.yaml"}
+    parents = {parent.as_posix() for path in every for parent in Path(path).parents}
+    named = [value for value in vars(layout).values() if isinstance(value, Path)]
+    assert {path.as_posix() for path in named} <= every | parents
+    key = "${key}"
+    assert layout.model(key).as_posix() in every
+    assert layout.metrics(key).as_posix() in every
+    assert layout.resolved(key, "train").as_posix() in every
+    outs = {
+        path
+        for stage in STAGES
+        for kind in ("outs", "metrics")
+        for entry in definition(stage).get(kind, [])
+        for path in (entry if isinstance(entry, dict) else [entry])
+        if key in path
+    }
+    for path in outs:
+        assert any(Path(path).is_relative_to(folder) for folder in layout.owned_folders(key))
