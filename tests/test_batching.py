@@ -42,7 +42,6 @@ def test_causal_batch_by_hand():
     assert batch.token_ids.tolist() == [8, 9, 3, 4, 2]
     assert batch.negative.tolist() == [False, True, False, False, False]
     assert batch.kept.tolist() == [True, False, True, True, True]
-    assert batch.loss_tokens == 5
 
 
 def test_encoder_decoder_batch_by_hand():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from tnt.losses import LOSSES, T5PATCHES_LOSSES, token_losses
 from tnt.targets import target_log_probs
+from tnt.training import LossName
 
 ORACLE = json.loads((Path(__file__).parent / "data/t5patches_losses.json").read_text())
 N, V = 9, 13
@@ -197,7 +199,7 @@ def test_gaps_of_ten_thousand_and_absent_tokens_leave_value_and_gradient_finite(
 
 def test_reverse_kl_to_an_impossible_token_raises():
     original = torch.tensor([[1.0, -torch.inf, 0.0]])
-    with pytest.raises(ValueError, match="Row 0: reverse KL is infinite"):
+    with pytest.raises(ValueError, match="Row 0: reverse KL is infinite, token 1"):
         token_losses("tnrr", torch.zeros(1, 3), original, torch.tensor([0]), torch.tensor([False]))
 
 
@@ -214,3 +216,45 @@ def test_settings_out_of_range_are_named(changes, message):
     settings = {"loss": "tnff", **changes}
     with pytest.raises(ValueError, match=message):
         token_losses(settings.pop("loss"), logits, original, token_ids, token_ids < 0, **settings)
+
+
+def test_errors_name_the_callers_row():
+    original = torch.zeros(4, 3)
+    original[3] = torch.tensor([0.0, -torch.inf, -torch.inf])
+    negative = torch.tensor([False, False, False, True])
+    with pytest.raises(ValueError, match="Row 3: the original has no probability"):
+        token_losses("tnff", torch.zeros(4, 3), original, torch.zeros(4, dtype=int), negative)
+
+
+@pytest.mark.parametrize("loss", ["ul", "nl"])
+def test_a_negative_token_that_is_impossible_already_has_no_gradient(loss):
+    logits = torch.tensor([[-torch.inf, 1.0, 0.0]], requires_grad=True)
+    flagged = torch.tensor([True])
+    losses = token_losses(loss, logits, torch.zeros(1, 3), torch.tensor([0]), flagged)
+    (gradient,) = torch.autograd.grad(losses.sum(), logits)
+    assert losses.tolist() == [0.0] if loss == "ul" else [-10.3]
+    assert gradient.abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_half_precision_is_raised_to_float32(loss, dtype):
+    logits, original, token_ids = random_rows(torch.float32)
+    logits = logits.to(dtype)
+    flagged = torch.arange(N) % 2 == 0
+    expected = token_losses(loss, logits.float(), original, token_ids, flagged)
+    found = token_losses(loss, logits, original, token_ids, flagged)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+
+
+def test_losses_without_a_target_need_none():
+    original = torch.tensor([[0.0, -torch.inf]])
+    losses = token_losses(
+        "ul", torch.zeros(1, 2), original, torch.tensor([0]), torch.tensor([True])
+    )
+    assert losses.item() == pytest.approx(math.log(2))
+
+
+def test_the_params_know_every_loss():
+    assert set(get_args(LossName)) == set(LOSSES)

@@ -35,11 +35,6 @@ class Batch:
     kept: Tensor
     """[N] bool; a token may be neither negative nor kept, and then carries no loss."""
 
-    @property
-    def loss_tokens(self) -> int:
-        """How many tokens carry a loss."""
-        return int((self.negative | self.kept).sum())
-
     def to(self, device: str) -> Batch:
         """Return the batch on a device."""
         moved = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tnt import layout, project
 from tnt.artifacts import sha256_of
-from tnt.params import edited, load_yaml, parse
+from tnt.params import edited, load_yaml
 
 
 def check() -> str:
@@ -38,23 +38,23 @@ def pin() -> str:
     Raises:
         ValueError: The base cannot be reached.
     """
-    base = load_yaml(layout.PARAMS).get("base", {})
+    base = load_yaml(layout.PARAMS).get("base")
+    if not isinstance(base, dict) or not isinstance(base.get("name"), str):
+        raise ValueError(f"{layout.PARAMS}: base is {base!r}. Give it a source and a name.")
+    name = base["name"]
     match base.get("source"):
         case "hub":
             from huggingface_hub import HfApi
 
-            key, value = "revision", str(HfApi().model_info(base["name"]).sha)
+            key, value = "revision", str(HfApi().model_info(name).sha)
         case "local":
-            key, value = "sha256", sha256_of(Path(base["name"]))
+            key, value = "sha256", sha256_of(Path(name))
         case "package":
             from tnt import models
 
-            key, value = (
-                "sha256",
-                models.package_sha256(parse(base, models.BaseParams, where="base")),
-            )
+            key, value = "sha256", models.package_sha256(name, str(base.get("file")))
         case other:
             raise ValueError(f"base.source is {other!r}. Choose hub, local or package.")
-    with edited(layout.PARAMS, project.load) as params:
+    with edited(layout.PARAMS, load_yaml) as params:
         params["base"][key] = value
-    return value
+    return f"{key}: {value}"

@@ -40,7 +40,7 @@ def check(
     from tnt import check as checks
 
     if pin:
-        print(f"base.sha256: {checks.pin()}")
+        print(f"base.{checks.pin()}")
     print(checks.check())
 
 

@@ -18,7 +18,7 @@ class GateParams:
     """Bounds that a round's metrics must keep. They are rates on the evaluation prompts."""
 
     min_drop: Share
-    """How far the flag rate of each new detector must fall, as a share of what it was."""
+    """Share of its flag rate that each new detector must lose, on the sets learned from."""
     min_clean_unchanged: dict[str, Share]
     """Prompt set -> least share of originally clean completions that stay the same by token."""
     max_ancestor_rise: Share
@@ -34,8 +34,8 @@ def judge(metrics: Mapping[str, Any], params: GateParams, inherited: list[str]) 
         inherited: Names of the ancestors' detectors, whose fixes must hold; the others are new.
     """
     reasons = []
-    for detector, overall in metrics["overall"].items():
-        before, after = overall["before"]["rate"], overall["after"]["rate"]
+    for detector, change in metrics["learned"].items():
+        before, after = change["before"]["rate"], change["after"]["rate"]
         if detector not in inherited and after > (1 - params.min_drop) * before:
             reasons.append(
                 f"{detector} went from {before:.1%} to {after:.1%}, "

@@ -24,7 +24,7 @@ def closure(file: Path, root: Path) -> list[Path]:
             continue
         found.add(current)
         for name in _imported(current, root):
-            pending += _files(name, root)
+            pending += module_files(name, root)
     return sorted(path.relative_to(root.resolve()) for path in found)
 
 
@@ -42,7 +42,7 @@ def _imported(file: Path, root: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def _files(name: str, root: Path) -> Iterator[Path]:
+def module_files(name: str, root: Path) -> Iterator[Path]:
     """Yield the local files that importing a dotted name runs: its packages' and its own."""
     parts = name.split(".") if name else []
     for depth in range(1, len(parts) + 1):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+LOCK = Path("dvc.lock")
+PIPELINE = Path("dvc.yaml")
 PROMPTS = Path("data/prompts")
 LISTS = Path("data/lists")
 ANNOTATIONS = Path("data/annotations")

@@ -10,6 +10,7 @@ Legend: N tokens, V vocabulary. q is the target, p the updated model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -26,14 +27,20 @@ class Rows:
 
     updated: Tensor
     """Log-probabilities of the updated model, [N, V]."""
-    target: Tensor
-    """Log-probabilities of the target, [N, V]; at kept tokens those of the original."""
+    original_logits: Tensor
+    """Of the frozen original, [N, V]."""
     token_ids: Tensor
     """The generated tokens, [N] int64."""
     negative: Tensor
     """[N, V] bool; no True at kept tokens."""
+    numbers: Tensor
+    """Which rows of the caller's these are, [N] int64: named in errors."""
     target_floor: float
     nl_cap: float
+
+    def target(self) -> Tensor:
+        """Return the target's log-probabilities, [N, V]; at kept tokens those of the original."""
+        return target_log_probs(self.original_logits, self.negative, self.numbers)
 
 
 Term = Callable[[Rows], Tensor]
@@ -54,7 +61,7 @@ def forward_kl(rows: Rows) -> Tensor:
     Each entry also gets p - q, which adds up to nothing: the terms are then all non-negative, and
     where p and q are the same numbers value and gradient are 0 exactly, not only to round-off.
     """
-    q, difference, p = _compared(rows.target, rows.updated)
+    q, difference, p = _compared(rows.target(), rows.updated)
     return (q * difference - q + p).sum(-1)
 
 
@@ -64,14 +71,15 @@ def reverse_kl(rows: Rows) -> Tensor:
     Raises:
         ValueError: p is positive where q' is 0.
     """
-    target = with_floor(rows.target, rows.negative, rows.target_floor)
+    target = with_floor(rows.target(), rows.negative, rows.target_floor)
     p, difference, q = _compared(rows.updated, target)
     infinite = torch.isneginf(target) & (p > 0)
     if infinite.any():
         row, token = infinite.nonzero()[0].tolist()
         raise ValueError(
-            f"Row {row}: reverse KL is infinite, the target of token {token} is 0 and the updated "
-            "model's is not. Use a forward KL loss, or an original without -inf logits."
+            f"Row {int(rows.numbers[row])}: reverse KL is infinite, token {token} has probability "
+            "0 in the target and more in the updated model. Use a forward KL loss, or an original "
+            "without -inf logits."
         )
     return (p * difference - p + q).sum(-1)
 
@@ -79,7 +87,7 @@ def reverse_kl(rows: Rows) -> Tensor:
 def unlikelihood(rows: Rows) -> Tensor:
     """-log(1 - p(negative)): Welleck et al. 2020 (arXiv 1908.04319)."""
     unwanted = _negative_log_prob(rows)
-    allowed = rows.updated.masked_fill(rows.negative, -torch.inf).logsumexp(-1)
+    allowed = _log_prob_of(rows.updated, ~rows.negative)
     small = unwanted < -0.6931471805599453  # below 1/2, where the other form would cancel
     by_log1p = torch.log1p(-torch.where(small, unwanted, -1.0).exp())
     return -torch.where(small, by_log1p, torch.where(small, 0.0, allowed))
@@ -142,18 +150,25 @@ def token_losses(
         compat: `t5patches` gives the authors' numbers, quirks included.
 
     Returns:
-        Nats per token, [N], in the precision of `logits`.
+        Nats per token, [N], in the precision of `logits`; half precision is raised to float32.
 
     Raises:
         ValueError: The loss is unknown, a number is out of range, or a target does not exist.
     """
-    table = {None: LOSSES, "t5patches": T5PATCHES_LOSSES}[compat]
+    if compat not in (None, "t5patches"):
+        raise ValueError(f"compat is {compat!r}. It is None or 't5patches'.")
+    table = T5PATCHES_LOSSES if compat else LOSSES
     if loss not in table:
         raise ValueError(f"The loss {loss!r} is unknown. Choose one of: {', '.join(table)}.")
-    if not negative_weight > 0:
-        raise ValueError(f"negative_weight is {negative_weight}. It must be above 0.")
+    if not 0 < negative_weight < math.inf:
+        raise ValueError(f"negative_weight is {negative_weight}. It must be above 0 and finite.")
     if not 0 < target_floor < 1:
         raise ValueError(f"target_floor is {target_floor}. It must lie between 0 and 1.")
+    if negative.dtype != torch.bool:
+        raise ValueError(f"negative is {negative.dtype}. Give a bool tensor, True where flagged.")
+    if logits.dtype.itemsize < 4:
+        logits = logits.float()
+    original_logits = original_logits.to(logits.dtype)
     if negative.ndim == 1:
         negative = torch.zeros_like(logits, dtype=torch.bool).scatter(
             -1, token_ids[:, None], negative[:, None]
@@ -168,9 +183,10 @@ def token_losses(
         if chosen.any():
             rows = Rows(
                 updated=logits[chosen].log_softmax(-1),
-                target=target_log_probs(original_logits[chosen], negative[chosen]),
+                original_logits=original_logits[chosen],
                 token_ids=token_ids[chosen],
                 negative=negative[chosen],
+                numbers=chosen.nonzero()[:, 0],
                 target_floor=target_floor,
                 nl_cap=nl_cap,
             )
@@ -186,16 +202,22 @@ def _compared(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     A -inf never reaches a subtraction or a product whose gradient would be NaN.
     """
     absent, other_absent = torch.isneginf(first), torch.isneginf(second)
-    difference = torch.where(
-        absent | other_absent, 0.0, first.masked_fill(absent, 0.0)
-    ) - torch.where(absent | other_absent, 0.0, second.masked_fill(other_absent, 0.0))
-    difference = torch.where(other_absent & ~absent, torch.inf, difference)
+    either = absent | other_absent
+    difference = first.masked_fill(either, 0.0) - second.masked_fill(either, 0.0)
+    difference = difference.masked_fill(other_absent & ~absent, torch.inf)
     return first.exp(), difference, second.exp()
 
 
 def _negative_log_prob(rows: Rows) -> Tensor:
     """Log p of all negative tokens of a row together, [N]."""
-    return rows.updated.masked_fill(~rows.negative, -torch.inf).logsumexp(-1)
+    return _log_prob_of(rows.updated, rows.negative)
+
+
+def _log_prob_of(log_probs: Tensor, chosen: Tensor) -> Tensor:
+    """Return log of the chosen entries' summed probability, [N]; -inf, gradient 0, if it is 0."""
+    entries = log_probs.masked_fill(~chosen, -torch.inf)
+    absent = torch.isneginf(entries).all(-1)
+    return torch.where(absent, -torch.inf, entries.masked_fill(absent[:, None], 0.0).logsumexp(-1))
 
 
 # The authors' forms, kept to reproduce their numbers; tests/data/t5patches_losses.json has notes.
@@ -211,12 +233,12 @@ def _smoothed(log_probs: Tensor) -> Tensor:
 
 
 def _soft_cross_entropy(rows: Rows) -> Tensor:
-    q = rows.target.exp()
+    q = rows.target().exp()
     return -torch.where(q > 0, q * rows.updated, 0.0).sum(-1)
 
 
 def _smoothed_soft_cross_entropy(rows: Rows) -> Tensor:
-    return -(_smoothed(rows.target).exp() * rows.updated).sum(-1)
+    return -(_smoothed(rows.target()).exp() * rows.updated).sum(-1)
 
 
 def _smoothed_cross_entropy(rows: Rows) -> Tensor:
@@ -225,7 +247,7 @@ def _smoothed_cross_entropy(rows: Rows) -> Tensor:
 
 
 def _smoothed_reverse_kl(rows: Rows) -> Tensor:
-    return (rows.updated.exp() * (rows.updated - _smoothed(rows.target))).sum(-1)
+    return (rows.updated.exp() * (rows.updated - _smoothed(rows.target()))).sum(-1)
 
 
 def _clipped_unlikelihood(rows: Rows) -> Tensor:

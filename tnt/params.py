@@ -21,14 +21,14 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 
 from tnt.artifacts import complete
 
 T = TypeVar("T")
 
-STRICT = ConfigDict(extra="forbid", strict=True)
-"""Pydantic's configuration of every params dataclass: unknown keys and wrong types are errors."""
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+"""Pydantic's configuration of every params dataclass: unknown keys, wrong types, NaN are errors."""
 
 
 def load_yaml(path: Path) -> dict[Any, Any]:
@@ -41,7 +41,7 @@ def load_yaml(path: Path) -> dict[Any, Any]:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist. Run from the project's root folder.") from error
-    except (MarkedYAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error

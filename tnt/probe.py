@@ -36,14 +36,16 @@ def read(pinned: Mapping[str, str]) -> Labels:
             try:
                 row = json.loads(line)
                 prompt_id, text, flag = row["prompt_id"], row["text"], row["flag"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{name}, line {number} is {line[:60]!r}, not a label ({error!r}). Write "
                     '{"prompt_id": ..., "text": ..., "flag": true or false}.'
                 ) from None
             if not isinstance(flag, bool):
                 raise ValueError(f"{name}, line {number}: flag is {flag!r}. Write true or false.")
-            labels[prompt_id, text] = flag
+            if labels.get((str(prompt_id), str(text)), flag) != flag:
+                raise ValueError(f"{name}, line {number} contradicts an earlier label. Keep one.")
+            labels[str(prompt_id), str(text)] = flag
     return labels
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from tnt import detectors, layout, prompts
+from tnt import detectors, layout, models, prompts
 from tnt.artifacts import sha256_of
 from tnt.gate import GateParams
 from tnt.masking import MaskParams
@@ -124,9 +124,11 @@ def load(path: Path = layout.PARAMS) -> Project:
     for name, config in project.detectors.items():
         detectors.input_files(name, config)
         detectors.build(name, config)
-    if project.report.probe and not Path(project.report.probe).is_relative_to(layout.ANNOTATIONS):
+    probe = Path(project.report.probe or layout.ANNOTATIONS / "none")
+    if not probe.is_relative_to(layout.ANNOTATIONS) or ".." in probe.parts or probe.is_dir():
         raise ValueError(
-            f"{path}: report.probe is {project.report.probe!r}. It lies under {layout.ANNOTATIONS}."
+            f"{path}: report.probe is {project.report.probe!r}. Name a file under "
+            f"{layout.ANNOTATIONS}."
         )
     return project
 
@@ -139,12 +141,17 @@ def resolved(project: Project) -> dict[tuple[str, str], dict[str, Any]]:
     runtime = asdict(project.runtime)
     if runtime["threads"] == "auto":
         runtime["threads"] = os.cpu_count() or 1
+    if runtime["device"] == "auto":
+        runtime["device"] = models.available_device()
     model_runtime = {**runtime, "autocast": "none"}  # generation and evaluation run in float32
     evaluated = project.evaluate
     found: dict[tuple[str, str], dict[str, Any]] = {
         (layout.BASE, "base"): asdict(project.base),
         (layout.BASE, "prepare"): _prepare(project, evaluated.prompts, evaluated.split),
-        (layout.BASE, "respond"): {"runtime": model_runtime, "sampling": asdict(project.respond)},
+        (layout.BASE, "respond"): {
+            "runtime": model_runtime,
+            "sampling": _of_sets(project.respond, "max_new_tokens", evaluated.prompts),
+        },
         (layout.BASE, "compare"): {
             "rounds": {name: round_.parent for name, round_ in project.rounds.items()},
             "trained": {name: round_.detectors for name, round_ in project.rounds.items()},
@@ -162,7 +169,9 @@ def resolved(project: Project) -> dict[tuple[str, str], dict[str, Any]]:
             "prepare": _prepare(project, round_.prompts, "train"),
             "generate": {
                 "runtime": model_runtime,
-                "sampling": asdict(project.section(name, "generate")),
+                "sampling": _of_sets(
+                    project.section(name, "generate"), "max_new_tokens", round_.prompts
+                ),
             },
             "detect": _detectors(project, round_.detectors),
             "mask": mask,
@@ -171,9 +180,12 @@ def resolved(project: Project) -> dict[tuple[str, str], dict[str, Any]]:
                 "runtime": model_runtime,
                 "detectors": _detectors(project, measured),
                 "own": round_.detectors,
+                "learned": list(round_.prompts),
                 "inherited": list(dict.fromkeys(inherited)),
                 "mask": mask,
-                "gate": asdict(project.section(name, "gate")),
+                "gate": _of_sets(
+                    project.section(name, "gate"), "min_clean_unchanged", evaluated.prompts
+                ),
                 "divergence_prompts": evaluated.divergence_prompts,
                 "divergence_batch_size": evaluated.divergence_batch_size,
             },
@@ -273,8 +285,34 @@ def _refuse_rounds(project: Project, path: Path) -> None:
         _refuse_prompts(project, round_.prompts, f"{where}.prompts")
         for section in OVERRIDABLE:
             project.section(name, section)
+        _refuse_sets(project, name, where)
         listed.append(name)
     _refuse_prompts(project, project.evaluate.prompts, f"{path}: evaluate.prompts")
+    for prompt_set in project.evaluate.prompts:
+        project.respond.limit(prompt_set)
+    for prompt_set in project.prompt_sets:
+        if not re.fullmatch(r"[\w-]+", prompt_set):
+            raise ValueError(
+                f"{path}: a prompt set cannot be called {prompt_set!r}. Use letters, digits, _, -."
+            )
+
+
+def _refuse_sets(project: Project, name: str, where: str) -> None:
+    """Raise on bounds of prompt sets that there are not, and on sets without a bound they need."""
+    generate, gate = project.section(name, "generate"), project.section(name, "gate")
+    for prompt_set in project.rounds[name].prompts:
+        generate.limit(prompt_set)
+        if not project.prompt_sets[prompt_set].shares.train:
+            raise ValueError(
+                f"{where} learns from {prompt_set!r}, but prompt_sets.{prompt_set}.shares.train is "
+                "0. Raise it, or leave the set out."
+            )
+    for prompt_set in gate.min_clean_unchanged:
+        if prompt_set not in project.prompt_sets:
+            raise ValueError(
+                f"{where}: gate.min_clean_unchanged names {prompt_set!r}, which is no prompt set."
+                f"{did_you_mean(prompt_set, project.prompt_sets)}"
+            )
 
 
 def _refuse_prompts(project: Project, files: PromptFiles, where: str) -> None:
@@ -299,6 +337,14 @@ def _prepare(project: Project, files: PromptFiles, split: str) -> dict[str, Any]
     }
     used = {name: asdict(project.prompt_sets[name]) for name in files}
     return {"prompt_sets": used, "files": pinned, "split": split}
+
+
+def _of_sets(section: Any, field: str, used: Iterable[str]) -> dict[str, Any]:
+    """Return a section whose `field` may be a mapping by prompt set, without sets not in use."""
+    values = asdict(section)
+    if isinstance(values[field], dict):
+        values[field] = {name: values[field][name] for name in used if name in values[field]}
+    return values
 
 
 def _detectors(project: Project, names: list[str]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def read_file(path: Path) -> list[RawPrompt]:
             names the file, the line, what is wrong and what to do.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold U+2028 unescaped
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold U+2028 unescaped
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist. Create it or correct its name.") from error
     except UnicodeDecodeError as error:
@@ -143,10 +143,18 @@ def read_sets(
                 yield prompt_set, row
 
 
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"a key occurs twice among {[key for key, _ in pairs]}")
+    return row
+
+
 def _parse_line(line: str, where: str) -> RawPrompt:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = json.loads(line, object_pairs_hook=_no_duplicates)
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{where} is not JSON ({error}): {line[:60]!r}. Correct the line."
         ) from None

@@ -19,8 +19,7 @@ from tnt.shell import output
 def add(name: str, *, parent: str | None, detectors: list[str]) -> str:
     """Append a round to params.yaml; return its parent.
 
-    It learns from the prompt files of the last round, or from those of the evaluation if it is the
-    first, in the sets that are not evaluated alone.
+    It learns from the prompt files of the last round, or of all evaluated sets if it is the first.
 
     Args:
         name: Of the new round.
@@ -43,7 +42,7 @@ def add(name: str, *, parent: str | None, detectors: list[str]) -> str:
         "prompts": files,
     }
     with _edited() as params:
-        if params["rounds"] is None or not len(params["rounds"]):
+        if not params["rounds"]:  # `{}` is in flow style
             params["rounds"] = CommentedMap()
         params["rounds"][name] = CommentedMap(entry)
     return parent
@@ -99,19 +98,20 @@ def accept(name: str) -> str:
         raise ValueError(f"The round {name!r} failed its gate: {gate['reasons']}. Train it again.")
     if not up_to_date():
         raise ValueError("There are stages to run. `dvc repro` first, then accept.")
-    before = layout.PARAMS.read_bytes()
+    _refuse_other_changes()
+    before = {path: path.read_bytes() for path in (layout.PARAMS, layout.LOCK)}
     try:
         with _edited() as params:
             for section in project.OVERRIDABLE:
-                params["rounds"][name][section] = CommentedMap(
-                    asdict(loaded.section(name, section))
-                )
+                values = asdict(loaded.section(name, section))
+                params["rounds"][name][section] = CommentedMap(values)
         output("dvc", "repro", "--quiet", "compare")
         output("git", "add", "--", *_committed())
         output("git", "commit", "--quiet", "-m", f"Accept round {name}")
         output("git", "tag", tag(name))
     except BaseException:
-        layout.PARAMS.write_bytes(before)
+        for path, content in before.items():
+            path.write_bytes(content)
         raise
     return tag(name)
 
@@ -151,8 +151,20 @@ def _committed() -> list[str]:
     """
     found = [":(glob)data/**/.gitignore", f":(glob){layout.EVALUATIONS}/*/metrics.json"]
     changed = output("git", "ls-files", "--others", "--modified", "--", *found)
-    kept = [layout.PARAMS, Path("dvc.lock"), layout.METRICS, layout.ROUNDS_CSV]
+    kept = [layout.PARAMS, layout.LOCK, layout.METRICS, layout.ROUNDS_CSV]
     return [*map(str, kept), *changed.split()]
+
+
+def _refuse_other_changes() -> None:
+    """Raise if there are changes that the commit would miss, or that were staged for another."""
+    ours = set(_committed())
+    for line in output("git", "status", "--porcelain", "--untracked-files=all").splitlines():
+        path = line[2:].strip().strip('"')
+        if path not in ours:
+            raise ValueError(
+                f"{path} is changed but not committed, and the tag could not rebuild the round. "
+                "Commit it first."
+            )
 
 
 def _refuse_unknown(name: str, loaded: project.Project) -> None:

@@ -27,16 +27,26 @@ RUNS_FILE = Path("work/runs.jsonl")
 def command(stage: Callable[..., None], arguments: list[str] | None = None) -> None:
     """Run `stage` with the process's command-line arguments."""
     given = sys.argv[1:] if arguments is None else arguments
-    with one_line_errors(stage.__name__):
+    with stage_run(stage.__name__):
         hints = get_type_hints(stage)
         paths = [name for name in inspect.signature(stage).parameters if hints[name] is Path]
-        if len(given) != len(paths) + 1:
-            expected = " ".join(name.upper() for name in [*paths, "params"])
-            raise ValueError(f"takes {len(paths) + 1} paths ({expected}), not {len(given)}.")
-        started = time.monotonic()
-        named = {name: Path(value) for name, value in zip(paths, given, strict=False)}
-        stage(**named, params=load_section(Path(given[-1]), hints["params"]))
-        _report(os.environ.get("DVC_STAGE", stage.__name__), time.monotonic() - started)
+        sections = [] if "params" not in hints else ["params"]
+        if len(given) != len(paths) + len(sections):
+            expected = " ".join(name.upper() for name in [*paths, *sections])
+            raise ValueError(f"takes the arguments {expected}, not {' '.join(given) or 'none'}.")
+        named: dict[str, Any] = {p: Path(v) for p, v in zip(paths, given, strict=False)}
+        if sections:
+            named["params"] = load_section(Path(given[-1]), hints["params"])
+        stage(**named)
+
+
+@contextlib.contextmanager
+def stage_run(name: str) -> Iterator[None]:
+    """Run the body as a stage: errors in one line, its cost printed and logged."""
+    started = time.monotonic()
+    with one_line_errors(name):
+        yield
+        _report(os.environ.get("DVC_STAGE", name), time.monotonic() - started)
 
 
 @contextlib.contextmanager
@@ -89,5 +99,9 @@ def last_runs() -> dict[str, dict[str, Any]]:
     """Return what each stage took when it last ran here."""
     if not RUNS_FILE.is_file():
         return {}
-    lines = RUNS_FILE.read_text(encoding="utf-8").splitlines()
-    return {run["stage"]: run for run in map(json.loads, lines)}
+    runs = {}
+    for line in RUNS_FILE.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a line that was cut off by a kill
+            run = json.loads(line)
+            runs[run["stage"]] = run
+    return runs

@@ -13,7 +13,10 @@ def output(program: str, *arguments: str) -> str:
         ValueError: It failed; holds its last line.
     """
     interpreter = [sys.executable, "-m"] if program == "dvc" else []
-    done = subprocess.run([*interpreter, program, *arguments], capture_output=True, text=True)
+    try:
+        done = subprocess.run([*interpreter, program, *arguments], capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{program} is not installed. Install it.") from error
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
         raise ValueError(f"`{program} {' '.join(arguments)}` failed: {' '.join(last)}")

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def target_log_probs(original_logits: Tensor, negative: Tensor) -> Tensor:
+def target_log_probs(
+    original_logits: Tensor, negative: Tensor, row_numbers: Tensor | None = None
+) -> Tensor:
     """Return the distribution closest to the original that never emits a negative token.
 
     [0.4, 0.3, 0.2, 0.1] with token 1 flagged becomes [4/7, 0, 2/7, 1/7]; rows without a flag are
@@ -16,6 +18,7 @@ def target_log_probs(original_logits: Tensor, negative: Tensor) -> Tensor:
     Args:
         original_logits: Of the frozen original in evaluation mode, [N, V].
         negative: True at the flagged entries, [N, V] bool.
+        row_numbers: What to call the rows in an error, [N]; None is 0 to N - 1.
 
     Returns:
         Log-probabilities, [N, V], exactly -inf at flagged entries.
@@ -27,8 +30,9 @@ def target_log_probs(original_logits: Tensor, negative: Tensor) -> Tensor:
     empty = ~torch.isfinite(remaining).any(-1)
     if empty.any():
         row = int(empty.nonzero()[0])
+        name = row if row_numbers is None else int(row_numbers[row])
         raise ValueError(
-            f"Row {row}: the original has no probability outside the {int(negative[row].sum())} "
+            f"Row {name}: the original has no probability outside the {int(negative[row].sum())} "
             "negative tokens, so there is no target. Flag fewer tokens there."
         )
     return remaining.log_softmax(-1)

@@ -72,6 +72,13 @@ class TrainParams:
     """Run the original once and keep its final hidden states, instead of once per epoch."""
     seed: NonNegativeInt = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what is no regular expression."""
+        try:
+            re.compile(self.trainable or "")
+        except re.error as error:
+            raise ValueError(f"trainable is no regular expression ({error})") from error
+
 
 @plain_dataclass(frozen=True, slots=True)
 class StepLog:

@@ -18,21 +18,16 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass as params_dataclass
 
+from tnt import layout
 from tnt.artifacts import sha256_of
 from tnt.detectors import phrases, repetition
 from tnt.detectors.span import Span
-from tnt.imports import closure
+from tnt.imports import closure, module_files
 from tnt.params import STRICT, did_you_mean, parse
 from tnt.records import Completion, Flag
 
 Detect = Callable[[str, str], list[Span]]
 """(completion text, prompt input) -> spans, in any order."""
-
-
-INPUT_FOLDERS = ("data/lists", "data/annotations")
-"""Where the files that detectors read live."""
-PLUGINS = "plugins"
-"""Where users' own detectors live: `kind: plugins.shouting:build`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +66,14 @@ def build(name: str, config: Mapping[str, Any]) -> Detect:
         ValueError: The kind is unknown, or its params do not fit.
     """
     kind, params = _parsed(name, config)
-    return kind.build(params)
+    if str(config["kind"]) in DETECTORS:
+        return kind.build(params)
+    try:
+        return kind.build(params)
+    except Exception as error:  # a user's own code
+        raise ValueError(
+            f"detectors.{name} cannot be built: {type(error).__name__}: {error}. Correct it."
+        ) from error
 
 
 def build_pinned(params: DetectorsParams) -> dict[str, Detect]:
@@ -96,20 +98,22 @@ def input_files(name: str, config: Mapping[str, Any]) -> list[Path]:
     """
     kind, params = _parsed(name, config)
     files = [Path(getattr(params, field)) for field in kind.inputs]
+    folders = (layout.LISTS, layout.ANNOTATIONS)
     for file in files:
-        inside = any(file.is_relative_to(folder) for folder in INPUT_FOLDERS)
+        inside = any(file.is_relative_to(folder) for folder in folders)
         if not inside or ".." in file.parts:
             raise ValueError(
                 f"detectors.{name} reads {str(file)!r}. What detectors read lies under "
-                f"{' or '.join(INPUT_FOLDERS)}, so that DVC can follow it: move it there."
+                f"{' or '.join(map(str, folders))}, so that DVC can follow it: move it there."
             )
         if not file.is_file():
             raise ValueError(
                 f"detectors.{name} reads {str(file)!r}, which does not exist. Create it."
             )
     module = str(config["kind"]).partition(":")[0]
-    if module.split(".")[0] == PLUGINS:
-        files += closure(Path(*module.split(".")).with_suffix(".py"), Path())
+    if module.split(".")[0] == str(layout.PLUGINS):
+        for file in module_files(module, Path()):
+            files += closure(file, Path())
     return files
 
 
@@ -172,9 +176,9 @@ def _kind(kind: str, where: str) -> Kind:
         module_name, _, attribute = kind.partition(":")
         try:
             loaded = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # whatever a user's own module does when it is imported
             raise ValueError(
-                f"{where}.kind {kind!r} cannot be imported: {error}. "
+                f"{where}.kind {kind!r} cannot be imported: {type(error).__name__}: {error}. "
                 "It must read 'package.module:name', of something installed or under plugins/."
             ) from error
         return _third_party(loaded, kind)

@@ -59,9 +59,13 @@ def read_patterns(path: Path) -> list[tuple[str, re.Pattern[str]]]:
     """
     if not path.is_file():
         raise ValueError(f"The list file {path} does not exist. Create it or correct the path.")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The list file {path} is not UTF-8 ({error}). Convert it.") from error
     label, patterns = path.stem, []
     fragments: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue

@@ -28,7 +28,7 @@ class RepetitionParams:
     ngram: Annotated[int, Field(ge=2)] = 4
     """Words of the shortest run that counts."""
     times: Annotated[int, Field(ge=2)] = 3
-    """Occurrences, overlaps not counted, from which a run is a loop."""
+    """Occurrences from which a run is a loop; they may overlap, as in `ha ha ha ha ha ha`."""
     sentence_times: Annotated[int, Field(ge=2)] = 2
     """Occurrences from which a sentence is a loop."""
     sentence_words: Annotated[int, Field(ge=1)] = 3
@@ -52,9 +52,7 @@ def _repeated_runs(
     n = params.ngram
     occurrences: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i in range(len(words) - n + 1):
-        starts = occurrences[tuple(word for word, _, _ in words[i : i + n])]
-        if not starts or i >= starts[-1] + n:  # an occurrence may not overlap the one before
-            starts.append(i)
+        occurrences[tuple(word for word, _, _ in words[i : i + n])].append(i)
     for starts in occurrences.values():
         if len(starts) >= params.times:
             for i in starts[1:]:

@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def compare(
 def _refuse_unlisted(params: CompareParams, *folders: Path) -> None:
     """Raise if there is data of a round that params.yaml does not list."""
     for folder in folders:
-        for path in sorted(folder.iterdir()):
+        for path in sorted(folder.glob("*")):
             if path.is_dir() and path.name not in {BASE, *params.rounds}:
                 raise ValueError(
                     f"{path} belongs to no round in params.yaml. `tnt rounds prune` deletes it; "
@@ -142,14 +143,12 @@ def _pairs(
     before: list[Completion], after: list[Completion], old: list[Flag], new: list[Flag]
 ) -> list[report.Pair]:
     answers = {(c.prompt_id, c.sample): c for c in after}
-    pairs = []
-    for completion in before:
-        key = completion.prompt_id, completion.sample
-        old_here, new_here = (
-            [f for f in side if (f.prompt_id, f.sample) == key] for side in (old, new)
-        )
-        pairs.append(report.pair(completion, answers[key], old_here, new_here))
-    return pairs
+    found: dict[tuple[str, int], tuple[list[Flag], list[Flag]]] = defaultdict(lambda: ([], []))
+    for side, flags in enumerate((old, new)):
+        for flag in flags:
+            found[flag.prompt_id, flag.sample][side].append(flag)
+    keys = [(c.prompt_id, c.sample) for c in before]
+    return [report.pair(c, answers[key], *found[key]) for c, key in zip(before, keys, strict=True)]
 
 
 def _latest(

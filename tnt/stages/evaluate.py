@@ -42,6 +42,8 @@ class EvaluateStageParams:
     """The round's own and its ancestors'."""
     own: list[str]
     """What the round trained on; a completion is clean if none of these flags it."""
+    learned: list[str]
+    """The prompt sets that the round learned from."""
     inherited: list[str]
     """The ancestors', which the round may train on again."""
     mask: MaskParams
@@ -75,7 +77,11 @@ def evaluate(
     report: dict[str, Any] = {
         "round": own_model_path.name,
         "parent": parent_name,
-        "overall": _changes(found, [base, before, after], flags),
+        "learned": _changes(
+            found,
+            [[c for c in side if c.prompt_set in params.learned] for side in sides.values()],
+            flags,
+        ),
         "sets": {},
     }
     own_flags = {_key(f) for f in flags["before"] if f.detector in params.own}

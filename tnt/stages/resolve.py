@@ -9,13 +9,12 @@ new round, a new default or a new prompt file re-runs only what obeys it.
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 from tnt import project
 from tnt.artifacts import write_text
 from tnt.params import dump_yaml
-from tnt.runs import one_line_errors
+from tnt.runs import command
 
 
 def resolve(resolved_path: Path, params_path: Path) -> None:
@@ -29,5 +28,4 @@ def resolve(resolved_path: Path, params_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("resolve"):
-        resolve(Path(sys.argv[1]), Path(sys.argv[2]))
+    command(resolve)

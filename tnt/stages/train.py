@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic.dataclasses import dataclass
 
 from tnt import artifacts, models, training
+from tnt.imports import closure
 from tnt.models import RuntimeParams
 from tnt.params import STRICT
 from tnt.records import Mask
@@ -23,6 +24,7 @@ from tnt.runs import command
 from tnt.training import StepLog, TrainParams
 
 WORK = Path("work")
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -51,7 +53,8 @@ def train(
     else:
         device = models.use(params.runtime)
         inputs = [artifacts.sha256_of(path) for path in (parent_path, masks_path)]
-        workdir = WORK / model_path.name / training.fingerprint(*inputs, repr(params))
+        code = [artifacts.sha256_of(ROOT / path) for path in closure(Path(__file__), ROOT)]
+        workdir = WORK / model_path.name / training.fingerprint(*inputs, *code, repr(params))
         original = models.load(parent_path, device=device)
         updated, logs = training.train(
             original, masks, params.train, workdir=workdir, autocast=params.runtime.autocast
