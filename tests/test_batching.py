@@ -87,10 +87,12 @@ def test_what_stands_on_padding_changes_nothing(model):
         assert torch.equal(completion_logits(model, batch), expected)
 
 
-def test_token_that_is_neither_negative_nor_kept_carries_no_loss():
+def test_token_that_is_neither_negative_nor_kept_stays_so():
     mask = tiny.row(0, [5], [6, 7, 8], [1])
     mask.kept_mask[2] = False
-    assert collate([mask]).loss_tokens == 2
+    batch = collate([mask])
+    assert batch.negative.tolist() == [False, True, False]
+    assert batch.kept.tolist() == [True, False, False]
 
 
 def test_moved_batch_is_the_same():

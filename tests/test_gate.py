@@ -17,7 +17,7 @@ def rates(before, after):
 
 def metrics(own=(0.4, 0.1), ancestor=(0.2, 0.2), unchanged=0.9, total=10, prompt_set="replies"):
     return {
-        "overall": {"own": rates(*own), "old": rates(*ancestor)},
+        "learned": {"own": rates(*own), "old": rates(*ancestor)},
         "sets": {
             prompt_set: {
                 "clean_unchanged": {"rate": unchanged, "total": total},

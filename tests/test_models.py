@@ -137,9 +137,15 @@ def test_local_base_is_fetched_if_its_hash_is_the_pinned_one(base, tmp_path):
     pinned = BaseParams(**params, sha256=sha256_of(base))
     models.fetch_base(pinned, tmp_path / "copy")
     assert torch.equal(logits(models.load(tmp_path / "copy")), logits(tiny.llama()))
-    for sha256 in (None, "0" * 64):
-        with pytest.raises(ValueError, match=r"base\.sha256 is .*, but base has .*check --pin"):
-            models.fetch_base(BaseParams(**params, sha256=sha256), tmp_path / "copy")
+    wrong = BaseParams(**params, sha256="0" * 64)
+    with pytest.raises(ValueError, match=r"base\.sha256 is .*, but base has .*check --pin"):
+        models.fetch_base(wrong, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("source", ["local", "package"])
+def test_base_that_is_no_hub_id_needs_a_hash(source):
+    with pytest.raises(ValueError, match=r"sha256 of 'llm-x==1' is missing; `tnt check --pin`"):
+        BaseParams(source=source, name="llm-x==1", file="x.gguf")
 
 
 def test_half_precision_base_becomes_float32(base, tmp_path, tokenizer):
@@ -168,18 +174,17 @@ def test_local_base_that_is_missing_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", "a" * 39, "A" * 40, "a" * 40 + "\n"])
-def test_hub_base_needs_a_commit(tmp_path, revision):
-    params = BaseParams(source="hub", name="some/model", revision=revision)
-    with pytest.raises(ValueError, match=r"base\.revision is .*, not a 40-digit commit of"):
-        models.fetch_base(params, tmp_path / "copy")
+def test_hub_base_needs_a_commit(revision):
+    with pytest.raises(ValueError, match=r"revision .* is no 40-digit commit of 'some/model'"):
+        BaseParams(source="hub", name="some/model", revision=revision)
 
 
 @pytest.mark.parametrize(
     ("name", "file"), [("llm-x", "x.gguf"), ("llm-x>=1", "x.gguf"), ("llm-x==1", None)]
 )
-def test_package_base_needs_a_pinned_requirement_and_a_file(tmp_path, name, file):
+def test_package_base_needs_a_pinned_requirement_and_a_file(name, file):
     with pytest.raises(ValueError, match="needs a pinned requirement"):
-        models.fetch_base(BaseParams(source="package", name=name, file=file), tmp_path / "copy")
+        BaseParams(source="package", name=name, file=file, sha256="0" * 64)
 
 
 def test_context_is_that_of_the_config():

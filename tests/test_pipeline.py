@@ -21,6 +21,7 @@ from tnt.params import load_section
 from tnt.stages.evaluate import EvaluateStageParams, evaluate
 
 ROUND_STAGES = ("prepare", "generate", "detect", "mask", "train", "respond", "evaluate")
+SIDES = ("before", "after")
 PLUGIN = """
 from dataclasses import dataclass
 
@@ -61,15 +62,22 @@ def test_two_rounds_end_to_end(kind, request):
     project = request.getfixturevalue(f"finished_{kind}")
     for name, detector in (("r1", "boilerplate"), ("r2", "hedges")):
         metrics = project.json(f"data/evaluations/{name}/metrics.json")
-        rates = metrics["overall"][detector]
-        assert rates["before"]["flagged"] >= 5
-        assert rates["after"]["rate"] <= rates["before"]["rate"] / 2
+        sets = {s: found["detectors"][detector] for s, found in metrics["sets"].items()}
+        before, after = (sum(s[side]["flagged"] for s in sets.values()) for side in SIDES)
+        assert before >= 5
+        assert after <= before / 2
+        learned = metrics["learned"][detector]
+        assert learned["after"]["rate"] <= learned["before"]["rate"] / 2
+        for side in SIDES:  # no round learns from questions
+            for count in ("flagged", "total"):
+                of_sets = [sets[name][side][count] for name in ("replies", "summaries")]
+                assert learned[side][count] == sum(of_sets)
         assert set(metrics["sets"]) == set(tiny.TEMPLATES)
         assert len(numbers(metrics)) > 100
         assert all(math.isfinite(number) for number in numbers(metrics))
         assert metrics["gate"] == {"passed": True, "reasons": ""}
         assert ">fixed<" in project.read(f"data/report/{name}.html")
-    assert metrics["overall"]["boilerplate"]["after"]["rate"] <= 0.1  # r1's fix outlives r2
+    assert metrics["learned"]["boilerplate"]["after"]["rate"] <= 0.1  # r1's fix outlives r2
     assert "r2.html" in project.read("data/report/index.html")
     assert project.json("data/metrics.json")["round"] == "r2"
 
@@ -180,7 +188,7 @@ def test_a_changed_plugin_reruns_its_readers(project):
         params["detectors"]["maybes"] = {"kind": "plugins.words:build", "word": "maybe"}
         params["rounds"]["r2"]["detectors"] = ["maybes"]
     assert project.repro() >= {"detect@r2", "train@r2"}
-    metrics = project.json("data/evaluations/r2/metrics.json")["overall"]["maybes"]
+    metrics = project.json("data/evaluations/r2/metrics.json")["learned"]["maybes"]
     assert metrics["before"]["flagged"] >= 5
     project.write("plugins/words.py", PLUGIN + "\n# The same.\n")
     assert project.repro() == {"resolve", "detect@r2", "evaluate@r2", "compare"}
@@ -209,7 +217,7 @@ def test_adapters_stack_and_refuse_another_parent(project):
         size = (adapter / "adapter_model.safetensors").stat().st_size
         assert size < (base / "model.safetensors").stat().st_size / 3
     for name, detector in (("r1", "boilerplate"), ("r2", "hedges")):
-        rates = project.json(f"data/evaluations/{name}/metrics.json")["overall"][detector]
+        rates = project.json(f"data/evaluations/{name}/metrics.json")["learned"][detector]
         assert rates["after"]["rate"] <= rates["before"]["rate"] / 2
     models.load(r2)
     config = project.read("data/models/base/generation_config.json")
@@ -263,6 +271,11 @@ def test_an_accepted_round_is_out_of_reach_of_the_defaults(project):
     project.git("rm", "--quiet", "--cached", "data/.gitignore")
     project.git("commit", "--quiet", "--message", "As before the first `dvc repro`")
     project.repro()
+    project.write("notes.txt", "not committed\n")
+    refused = project.tnt("rounds", "accept", "r1")
+    assert refused.returncode == 1
+    assert "notes.txt is changed but not committed" in refused.stderr
+    (project.path / "notes.txt").unlink()
     accepted = project.tnt("rounds", "accept", "r1")
     assert (accepted.returncode, accepted.stderr) == (0, "")
     assert project.git("tag", "--list") == "round/r1"

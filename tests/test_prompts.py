@@ -75,6 +75,11 @@ def test_windows_line_ends_are_read(tmp_path):
     assert [row.id for row in read_file(path)] == ["a", "b"]
 
 
+def test_byte_order_mark_is_skipped(tmp_path):
+    path = written(tmp_path, "\ufeff" + line(id="a", input="x"))
+    assert read_file(path) == [RawPrompt("a", "x")]
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -88,6 +93,8 @@ def test_windows_line_ends_are_read(tmp_path):
         (line(input="y"), r"'id' is None"),
         (line(id="b", input="y", reference=4), r"'reference' is 4"),
         (line(id="a", input="y"), r"the id 'a' occurs twice"),
+        ('{"id": "b", "input": "y", "input": "z"}', r"is not JSON \(a key occurs twice among"),
+        ('{"id": "b", "input": "\\ud83d"}', r"is not JSON \(.*surrogates not allowed"),
     ],
 )
 def test_bad_line_is_an_error_with_file_and_line(tmp_path, bad, message):

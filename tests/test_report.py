@@ -32,7 +32,7 @@ def page(pairs, name="r1"):
     }
     change = {"before": rate(5, 10), "after": rate(1, 10)}
     metrics = {
-        "overall": {"d<i>": change},
+        "learned": {"d<i>": change},
         "sets": {"replies": found},
         "gate": {"passed": False, "reasons": "too <much>"},
     }
@@ -79,7 +79,7 @@ def test_index_escapes_and_links_every_round(tmp_path):
     assert 'href="r2.html"' in index
     assert "d&lt;i&gt;" in index
     assert "too &lt;much&gt;" in index
-    assert "50.0% of completions before" in index
+    assert "50.0% before" in index
     assert "25.0%" in index  # of the probe
     assert "<i>" not in index
 

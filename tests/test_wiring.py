@@ -76,7 +76,8 @@ def test_every_stage_obeys_a_file_that_resolve_writes(monkeypatch, tmp_path):
 
 
 def test_layout_agrees_with_dvc_yaml():
-    every = {path for stage in STAGES for path in paths(stage)} | {"params.yaml"}
+    every = {path for stage in STAGES for path in paths(stage)}
+    every |= {"params.yaml", "dvc.yaml", "dvc.lock"}
     parents = {parent.as_posix() for path in every for parent in Path(path).parents}
     named = [value for value in vars(layout).values() if isinstance(value, Path)]
     assert {path.as_posix() for path in named} <= every | parents

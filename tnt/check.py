@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from tnt import layout, project
+from tnt import layout, project, rounds
 from tnt.artifacts import sha256_of
+from tnt.imports import closure
 from tnt.params import edited, load_yaml
+from tnt.shell import output
+
+STAGES = Path("tnt/stages")
+TEMPLATES = Path("tnt/templates")
 
 
 def check() -> str:
@@ -16,7 +24,10 @@ def check() -> str:
         ValueError: The first thing that is wrong.
     """
     loaded = project.load()
+    check_wiring()
     project.refuse_stray_folders(loaded.rounds)
+    if Path(".git").exists():
+        check_accepted(loaded.rounds)
     tokenizer = context = None
     base = layout.model(layout.BASE)
     if (base / "config.json").is_file():
@@ -30,6 +41,47 @@ def check() -> str:
     stages = len(project.resolved(loaded))
     found = f"{len(loaded.rounds)} rounds, {count} prompts read, params for {stages} stages"
     return f"{layout.PARAMS} is valid: {found}."
+
+
+def check_wiring() -> None:
+    """Check that dvc.yaml lists what the code of each stage imports and what `resolve` writes.
+
+    Raises:
+        ValueError: A dependency is missing; names the stage and the file.
+    """
+    stages = load_yaml(layout.PIPELINE).get("stages") or {}
+    for name, stage in stages.items():
+        body = stage.get("do", stage)
+        module = re.search(r"-m tnt\.stages\.(\w+)", str(body.get("cmd")))
+        if module is None:
+            continue  # a stage of the user's own
+        needed = {path.as_posix() for path in closure(STAGES / f"{module[1]}.py", Path())}
+        if (TEMPLATES.parent / "report.py").as_posix() in needed:
+            needed |= {path.as_posix() for path in TEMPLATES.iterdir()}
+        if missing := sorted(needed - set(body.get("deps", []))):
+            raise ValueError(
+                f"{layout.PIPELINE}: the stage {name!r} reads {missing[0]!r}, which is not among "
+                "its deps. Add it."
+            )
+
+
+def check_accepted(names: Iterable[str]) -> None:
+    """Check that the accepted rounds are up to date.
+
+    Raises:
+        ValueError: One is not; says which, and what changed.
+    """
+    accepted = [name for name in names if rounds.accepted(name)]
+    if not accepted:
+        return
+    status = json.loads(output("dvc", "status", "--json") or "{}")
+    for stage, changes in status.items():
+        _, _, name = stage.partition("@")
+        if name in accepted:
+            raise ValueError(
+                f"The accepted round {name!r} is out of date: {stage}, {json.dumps(changes)}. Undo "
+                "the change, or let `dvc repro` build the round again."
+            )
 
 
 def pin() -> str:

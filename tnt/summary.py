@@ -40,6 +40,12 @@ def summary() -> str:
         gate = metrics["gate"]
         verdict = "passed" if gate["passed"] else f"rejected: {gate['reasons']}"
         verdicts.append(f"{name} (from {round_.parent}): gate {verdict}")
+        sets = " and ".join(round_.prompts)
+        for detector, change in metrics["learned"].items():
+            verdicts.append(
+                f"  {detector} on {sets}: {change['before']['rate']:.1%} -> "
+                f"{change['after']['rate']:.1%}, p = {change['change']['p_value']:.2g}"
+            )
     return "\n".join([*_table(rows), "", *verdicts, *_probe(), "", *_costs(), *_places()])
 
 

@@ -87,8 +87,8 @@ def test_dotted_path_names_a_detector_of_ones_own(plugin):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("plugins.nothing:build", r"cannot be imported: No module"),
-        ("plugins.shouting:biuld", r"cannot be imported: .* has no attribute 'biuld'"),
+        ("plugins.nothing:build", r"cannot be imported: ModuleNotFoundError: No module"),
+        ("plugins.shouting:biuld", r"cannot be imported: AttributeError: .* no attribute 'biuld'"),
         ("plugins.shouting:not_a_detector", r"is not a detector: it must be a function"),
         ("plugins.shouting:bare", r"is not a detector.*the attribute `params`"),
     ],
@@ -106,6 +106,42 @@ def test_code_and_inputs_of_a_plugin_are_what_it_depends_on(plugin):
         "plugins/helping.py",
         "plugins/shouting.py",
     ]
+
+
+@pytest.mark.parametrize("kind", ["plugins.loud:build", "plugins.loud.rules:build"])
+def test_all_of_a_plugin_that_is_a_package_is_pinned(plugin, tmp_path, kind):
+    rules = PLUGIN.replace("from plugins import helping", "from . import words")
+    for name, text in {
+        "__init__": "from plugins.loud.rules import build",
+        "rules": rules,
+        "words": "from plugins import helping",
+        "unused": "",
+    }.items():
+        file = tmp_path / "plugins" / "loud" / f"{name}.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    files = {file.as_posix() for file in input_files("x", {"kind": kind, "word": "tea"})}
+    loud = {f"plugins/loud/{name}.py" for name in ("__init__", "rules", "words")}
+    assert files == {"data/lists/words.txt", "plugins/helping.py", *loud}
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [("def build(:\n", "SyntaxError: invalid syntax"), ("1 / 0\n", "ZeroDivisionError: division")],
+)
+def test_plugin_that_cannot_run_is_one_line(plugin, tmp_path, code, error):
+    (tmp_path / "plugins" / "broken.py").write_text(code)
+    message = rf"^detectors\.x\.kind 'plugins\.broken:build' cannot be imported: {error}"
+    with pytest.raises(ValueError, match=message) as caught:
+        input_files("x", {"kind": "plugins.broken:build"})
+    assert "\n" not in str(caught.value)
+
+
+def test_plugin_that_fails_when_it_is_built_is_named(plugin, tmp_path):
+    code = PLUGIN.replace("    def detect(", "    params.word.index('z')\n\n    def detect(")
+    (tmp_path / "plugins" / "failing.py").write_text(code)
+    with pytest.raises(ValueError, match=r"^detectors\.x cannot be built: ValueError: substring"):
+        build("x", {"kind": "plugins.failing:build", "word": "tea"})
 
 
 @pytest.mark.parametrize(
