@@ -61,7 +61,7 @@ def _probe() -> Iterator[str]:
     probe = json.loads(layout.METRICS.read_text(encoding="utf-8")).get("probe", {})
     if probe:
         rates = ", ".join(f"{model} {rate:.1%}" for model, rate in probe.items())
-        yield f"People's labels of test completions, flagged: {rates}"
+        yield f"Independent labels of test completions, flagged: {rates}"
 
 
 def _costs() -> Iterator[str]:
