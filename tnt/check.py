@@ -11,7 +11,6 @@ from tnt import layout, project, rounds
 from tnt.artifacts import sha256_of
 from tnt.imports import closure
 from tnt.params import edited, load_yaml
-from tnt.shell import output
 
 STAGES = Path("tnt/stages")
 TEMPLATES = Path("tnt/templates")
@@ -44,7 +43,7 @@ def check() -> str:
 
 
 def check_wiring() -> None:
-    """Check that dvc.yaml lists what the code of each stage imports and what `resolve` writes.
+    """Check that dvc.yaml lists what the code of each stage imports, and the templates it fills in.
 
     Raises:
         ValueError: A dependency is missing; names the stage and the file.
@@ -74,8 +73,7 @@ def check_accepted(names: Iterable[str]) -> None:
     accepted = [name for name in names if rounds.accepted(name)]
     if not accepted:
         return
-    status = json.loads(output("dvc", "status", "--json") or "{}")
-    for stage, changes in status.items():
+    for stage, changes in rounds.outdated().items():
         _, _, name = stage.partition("@")
         if name in accepted:
             raise ValueError(

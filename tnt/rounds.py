@@ -96,7 +96,7 @@ def accept(name: str) -> str:
     gate = read_metrics(name)["gate"]
     if not gate["passed"]:
         raise ValueError(f"The round {name!r} failed its gate: {gate['reasons']}. Train it again.")
-    if not up_to_date():
+    if outdated():
         raise ValueError("There are stages to run. `dvc repro` first, then accept.")
     _refuse_other_changes()
     before = {path: path.read_bytes() for path in (layout.PARAMS, layout.LOCK)}
@@ -139,9 +139,10 @@ def read_metrics(name: str) -> dict[str, Any]:
     return metrics
 
 
-def up_to_date() -> bool:
-    """Whether `dvc repro` would run nothing."""
-    return json.loads(output("dvc", "status", "--json") or "{}") == {}
+def outdated() -> dict[str, Any]:
+    """Return the stages that `dvc repro` would run, with what changed; nothing if up to date."""
+    changes: dict[str, Any] = json.loads(output("dvc", "status", "--json") or "{}")
+    return changes
 
 
 def _committed() -> list[str]:
