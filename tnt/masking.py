@@ -1,8 +1,7 @@
 """Character spans -> token masks.
 
 A token is negative when its characters overlap a flagged span by at least one character that is no
-white space. Byte-level tokens that hold part of a character count as overlapping that character.
-The generated ids are the truth: offsets come from decoding them, never from tokenising the text.
+white space. Which characters a token holds is worked out in `tnt.alignment`.
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
+from tnt.alignment import Pieces, check_text, token_spans
 from tnt.params import STRICT
 from tnt.records import Completion, Flag, Mask
-
-_REPLACEMENT = "\ufffd"
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -31,24 +29,45 @@ class MaskParams:
 
 
 def mask_completion(
-    completion: Completion, flags: Sequence[Flag], tokenizer: Any, params: MaskParams
+    completion: Completion,
+    flags: Sequence[Flag],
+    tokenizer: Any,
+    params: MaskParams,
+    pieces: Pieces | None = None,
 ) -> Mask:
     """Return the token masks of one completion, given its flags.
 
+    Args:
+        completion: Its ids and their text.
+        flags: Its own.
+        tokenizer: The one whose ids they are.
+        params: What is negative, and what is kept.
+        pieces: The tokenizer's, where many completions share them.
+
     Raises:
-        ValueError: A flag lies outside the completion's text.
+        ValueError: A flag lies outside the completion's text, or the text is not what the ids
+            decode to.
     """
-    text = completion.text
-    spans = token_spans(tokenizer, completion.completion_ids, text)
-    negative = [False] * len(spans)
-    flagged = [False] * len(spans)
+    text, ids = completion.text, completion.completion_ids
+    negative = [False] * len(ids)
+    flagged = [False] * len(ids)
+    if flags:
+        spans = token_spans(tokenizer, ids, text, pieces)
+    else:
+        check_text(tokenizer, ids, text)
     for flag in flags:
         if not 0 <= flag.start < flag.end <= len(text):
             raise ValueError(
                 f"Flag {flag.start}:{flag.end} lies outside completion {completion.prompt_id!r} "
                 f"({len(text)} characters). Re-run detect on the same completions.parquet."
             )
-        hit = [i for i, span in enumerate(spans) if _overlaps(span, flag, text)]
+        hit = [
+            i
+            for i, (start, end) in enumerate(spans)
+            if start < flag.end
+            and end > flag.start
+            and text[max(start, flag.start) : min(end, flag.end)].strip()
+        ]
         for i in hit:
             flagged[i] = True
         for i in hit[:1] if params.span_tokens == "first" else hit:
@@ -76,13 +95,15 @@ def mask_all(
     """Return the token masks of all completions, each with its own flags.
 
     Raises:
-        ValueError: A flag belongs to no completion.
+        ValueError: A flag belongs to no completion, or lies outside its text, or a text is not
+            what its ids decode to.
     """
     by_key: dict[tuple[str, int], list[Flag]] = {}
     for flag in flags:
         by_key.setdefault((flag.prompt_id, flag.sample), []).append(flag)
+    pieces = Pieces.of(tokenizer)
     masks = [
-        mask_completion(c, by_key.pop((c.prompt_id, c.sample), []), tokenizer, params)
+        mask_completion(c, by_key.pop((c.prompt_id, c.sample), []), tokenizer, params, pieces)
         for c in completions
     ]
     if by_key:
@@ -91,43 +112,3 @@ def mask_all(
             "same completions.parquet."
         )
     return masks
-
-
-def token_spans(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[int, int]]:
-    """Return the characters [start, end) of `text` that each token holds a part of.
-
-    Every token is decoded behind the settled token before it, so that word pieces, leading spaces
-    and split characters come out as they did in `text`. Special tokens hold no character.
-
-    Raises:
-        ValueError: `text` is not what the ids decode to.
-    """
-
-    def decode(start: int, end: int) -> str:
-        return tokenizer.decode(
-            ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-
-    if (decoded := decode(0, len(ids))) != text:
-        raise ValueError(
-            f"Token ids decode to {decoded[:60]!r}, but the completion's text is {text[:60]!r}. "
-            "Re-run generate with this tokenizer."
-        )
-    spans: list[tuple[int, int]] = []
-    context, read = 0, 0  # ids[context:read] is the text before ids[read:], whose text is open
-    settled = 0  # characters of `text` before ids[read]
-    shown = 0  # characters that ids[read:i] hold in full
-    for i in range(len(ids)):
-        fresh = decode(context, i + 1)[len(decode(context, read)) :]
-        whole = len(fresh.rstrip(_REPLACEMENT))  # trailing ones are one character still incomplete
-        spans.append((settled + shown, settled + min(len(fresh), whole + 1)))
-        shown = whole
-        if fresh and whole == len(fresh):
-            context, read, settled, shown = read, i + 1, settled + whole, 0
-    if spans:  # what never became complete
-        spans[-1] = (spans[-1][0], len(text))
-    return spans
-
-
-def _overlaps(span: tuple[int, int], flag: Flag, text: str) -> bool:
-    return bool(text[max(span[0], flag.start) : min(span[1], flag.end)].strip())
