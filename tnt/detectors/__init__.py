@@ -9,25 +9,31 @@ and a line in `DETECTORS`. Anything else is named by a dotted path, `kind: plugi
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from pydantic.dataclasses import dataclass as params_dataclass
+from tqdm import tqdm
 
 from tnt import layout
 from tnt.artifacts import sha256_of
-from tnt.detectors import phrases, repetition
+from tnt.detectors import annotated, classifier, entities, phrases, pii, repetition
 from tnt.detectors.span import Span
 from tnt.imports import closure, module_files
 from tnt.params import STRICT, did_you_mean, parse
 from tnt.records import Completion, Flag
+from tnt.redaction import blot
 
 Detect = Callable[[str, str], list[Span]]
-"""(completion text, prompt input) -> spans, in any order."""
+"""(completion text, prompt input) -> spans, in any order.
+
+A detector that is faster on many texts at once may also have a method `many`, from a list of such
+pairs to an iterator over their spans, in the same order; it is then called instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,11 @@ class Kind:
 
 
 DETECTORS = {
+    "annotations": Kind(annotated.AnnotationsParams, annotated.build, inputs=("file",)),
+    "classifier": Kind(classifier.ClassifierParams, classifier.build),
+    "entities": Kind(entities.EntitiesParams, entities.build),
     "phrases": Kind(phrases.PhrasesParams, phrases.build, inputs=("list",)),
+    "pii": Kind(pii.PiiParams, pii.build),
     "repetition": Kind(repetition.RepetitionParams, repetition.build),
 }
 
@@ -53,6 +63,8 @@ class DetectorsParams:
     instances: dict[str, dict[str, Any]]
     inputs: dict[str, str]
     """Path -> sha256. A changed file changes this, and so re-runs what reads it."""
+    redact: list[str] = field(default_factory=list)
+    """Those of the instances whose findings are not to be shown."""
 
 
 def build(name: str, config: Mapping[str, Any]) -> Detect:
@@ -117,47 +129,85 @@ def input_files(name: str, config: Mapping[str, Any]) -> list[Path]:
     return files
 
 
-def find_flags(detectors: Mapping[str, Detect], completions: Iterable[Completion]) -> list[Flag]:
+def find_flags(
+    detectors: Mapping[str, Detect],
+    completions: Sequence[Completion],
+    *,
+    redact: Collection[str] = (),
+    title: str | None = None,
+) -> list[Flag]:
     """Return every finding of every detector.
+
+    Args:
+        detectors: By name.
+        completions: What they look at.
+        redact: Detectors whose findings are blotted out in `Flag.text`.
+        title: Shown in a progress bar; None shows none.
 
     Raises:
         ValueError: A detector failed or returned a span outside the text; names both.
     """
     flags = []
-    for completion in completions:
-        for name, detect in detectors.items():
-            for span in _spans(name, detect, completion):
-                flags.append(
-                    Flag(
-                        prompt_id=completion.prompt_id,
-                        sample=completion.sample,
-                        detector=name,
-                        label=span.label,
-                        start=span.start,
-                        end=span.end,
-                        text=completion.text[span.start : span.end],
-                        score=span.score,
+    for name, detect in detectors.items():
+        bar = tqdm(
+            total=len(completions), desc=f"{title}: {name}", unit="completion", disable=not title
+        )
+        with bar:
+            for completion, spans in _found(name, detect, completions):
+                bar.update()
+                for span in _refuse_outside(name, spans, completion):
+                    text = completion.text[span.start : span.end]
+                    flags.append(
+                        Flag(
+                            prompt_id=completion.prompt_id,
+                            sample=completion.sample,
+                            detector=name,
+                            label=span.label,
+                            start=span.start,
+                            end=span.end,
+                            text=blot(text) if name in redact else text,
+                            score=span.score,
+                        )
                     )
-                )
     return flags
 
 
-def _spans(name: str, detect: Detect, completion: Completion) -> set[Span]:
-    where = f"completion {completion.prompt_id!r}, sample {completion.sample}"
-    try:
-        spans = set(detect(completion.text, completion.input))
-    except Exception as error:
-        raise ValueError(
-            f"Detector {name!r} failed on {where}: {type(error).__name__}: {error}. "
-            "Correct the detector; nothing was written."
-        ) from error
+def _found(
+    name: str, detect: Detect, completions: Sequence[Completion]
+) -> Iterator[tuple[Completion, list[Span]]]:
+    """Yield every completion with the spans a detector finds in it."""
+    done = 0
+    if hasattr(detect, "many"):
+        # A failing batch does not say which of its texts is at fault: that one is found below.
+        with contextlib.suppress(Exception):
+            spans = iter(detect.many([(c.text, c.input) for c in completions]))
+            for completion in completions:
+                yield completion, list(next(spans))
+                done += 1
+    for completion in completions[done:]:
+        try:
+            found = list(detect(completion.text, completion.input))
+        except Exception as error:
+            raise ValueError(
+                f"Detector {name!r} failed on {_where(completion)}: {type(error).__name__}: "
+                f"{error}. Correct the detector; nothing was written."
+            ) from error
+        yield completion, found
+
+
+def _refuse_outside(name: str, spans: list[Span], completion: Completion) -> set[Span]:
     for span in spans:
         if not 0 <= span.start < span.end <= len(completion.text):
             raise ValueError(
-                f"Detector {name!r} returned the span {span.start}:{span.end} for {where}, which "
-                f"has {len(completion.text)} characters. Correct the detector."
+                f"Detector {name!r} returned the span {span.start}:{span.end} for "
+                f"{_where(completion)}, which has {len(completion.text)} characters. Correct the "
+                "detector."
             )
-    return spans
+    return set(spans)
+
+
+def _where(completion: Completion) -> str:
+    return f"completion {completion.prompt_id!r}, sample {completion.sample}"
 
 
 def _parsed(name: str, config: Mapping[str, Any]) -> tuple[Kind, Any]:
@@ -184,7 +234,13 @@ def _kind(kind: str, where: str) -> Kind:
         return _third_party(loaded, kind)
     installed = {point.name: point for point in entry_points(group="tnt.detectors")}
     if kind in installed:
-        return _third_party(installed[kind].load(), kind)
+        try:
+            return _third_party(installed[kind].load(), kind)
+        except Exception as error:  # of another package
+            raise ValueError(
+                f"{where}.kind {kind!r} cannot be loaded: {type(error).__name__}: {error}. "
+                f"Reinstall or correct {installed[kind].value}."
+            ) from error
     raise ValueError(
         f"{where}.kind is {kind!r}, which is no detector."
         f"{did_you_mean(kind, {*DETECTORS, *installed})}"
