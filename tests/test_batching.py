@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import random_models as tiny
 import torch
@@ -93,6 +95,14 @@ def test_token_that_is_neither_negative_nor_kept_stays_so():
     batch = collate([mask])
     assert batch.negative.tolist() == [False, True, False]
     assert batch.kept.tolist() == [True, False, False]
+
+
+def test_tokens_of_corrections_are_told_apart():
+    said, corrected = tiny.row(0, [5], [6, 7], [1]), tiny.row(0, [5], [8, 9, 2])
+    batch = collate([said, replace(corrected, source="corrected"), said])
+    assert batch.token_ids.tolist() == [6, 7, 8, 9, 2, 6, 7]
+    assert batch.corrected.tolist() == [False] * 2 + [True] * 3 + [False] * 2
+    assert batch.kept.tolist() == [True, False, True, True, True, True, False]
 
 
 def test_moved_batch_is_the_same():

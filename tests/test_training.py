@@ -220,6 +220,86 @@ def test_steps_lower_the_mass_of_negative_tokens(tmp_path, loss):
     assert logs[-1].negative_mass < logs[0].negative_mass
 
 
+def with_corrections(masks, *, of):
+    """Return rows, and corrections of some of them under the same keys, of other lengths."""
+    other = tiny.rows(len(masks), seed=1)
+    corrected = [replace(other[i], prompt_ids=masks[i].prompt_ids, source="corrected") for i in of]
+    return sorted([*masks, *corrected], key=lambda m: (m.prompt_id, m.sample, m.source))
+
+
+def mean_log_prob(model, masks):
+    """Log-probability of the completions' tokens, by a forward of each alone."""
+    found = []
+    for mask in masks:
+        batch = collate([mask])
+        with torch.no_grad():
+            log_probs = completion_logits(model, batch).log_softmax(-1)
+        found += log_probs.gather(-1, batch.token_ids[:, None])[:, 0].tolist()
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("cache_original", [True, False])
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 2])
+def test_corrections_count_as_cross_entropy_beside_the_loss(
+    tmp_path, cache_original, micro_batch_size
+):
+    masks = with_corrections(tiny.rows(3, flagged=[1]), of=[1, 2])
+    settings = {"batch_size": 5, "cache_original": cache_original, "negative_weight": 3.0}
+    settings |= {"loss": "tnfll", "micro_batch_size": micro_batch_size}
+    _, (log,) = trained(masks, tmp_path, **settings)
+    model = tiny.llama()
+    said = [m for m in masks if m.source == "generated"]
+    corrected = [m for m in masks if m.source == "corrected"]
+    _, (alone,) = trained(said, tmp_path / "alone", **settings)
+    tokens, more = (sum(len(m.completion_ids) for m in rows) for rows in (said, corrected))
+    expected = -mean_log_prob(model, corrected)
+    assert log.corrected_loss == pytest.approx(expected, rel=1e-4)
+    total = alone.loss * tokens + expected * more
+    assert log.loss == pytest.approx(total / (tokens + more), rel=1e-4)
+    for name in ("negative_loss", "kept_loss", "negative_mass"):
+        assert getattr(log, name) == pytest.approx(getattr(alone, name), rel=1e-3)
+    assert alone.corrected_loss == 0
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_corrections_alone_are_plain_fine_tuning(tmp_path, make):
+    masks = tiny.rows(6)
+    settings = {"make": make, "epochs": 2, "micro_batch_size": 3}
+    expected, _ = trained(masks, tmp_path / "a", loss="sft_clean", **settings)
+    corrected = [replace(mask, source="corrected") for mask in masks]
+    found, logs = trained(corrected, tmp_path / "b", loss="tnff", **settings)
+    assert_same_weights(found, expected)
+    assert {(log.kept_loss, log.negative_loss) for log in logs} == {(0.0, 0.0)}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_corrections_become_likelier_and_negative_tokens_go(tmp_path, loss):
+    masks = with_corrections(tiny.greedy_rows(6, flagged=[0, 3, 4]), of=[0, 3, 4])
+    corrected = [m for m in masks if m.source == "corrected"]
+    flagged = [m for m in masks if any(m.negative_mask)]
+    found, _ = trained(masks, tmp_path, loss=loss, epochs=6, learning_rate=3e-3)
+    assert mean_log_prob(found, corrected) > mean_log_prob(tiny.llama(), corrected) + 0.5
+    negative = [replace(m, completion_ids=m.completion_ids[:2]) for m in flagged]
+    firsts = [replace(m, completion_ids=m.completion_ids[:1]) for m in flagged]
+
+    def of_second(model):  # the negative token is the second of each
+        return 2 * mean_log_prob(model, negative) - mean_log_prob(model, firsts)
+
+    if loss != "sft_clean":  # which never sees what is flagged
+        assert of_second(found) < of_second(tiny.llama()) - 0.5
+
+
+def test_sft_clean_learns_from_corrections_of_what_it_drops(tmp_path):
+    masks = with_corrections(tiny.rows(5, flagged=[1, 3]), of=[1, 3])
+    seen = [m for m in masks if not any(m.negative_mask)]
+    settings = {"loss": "sft_clean", "epochs": 2}
+    found, logs = trained(masks, tmp_path / "a", **settings)
+    expected, expected_logs = trained(seen, tmp_path / "b", **settings)
+    assert len(seen) == 5
+    assert logs == expected_logs
+    assert_same_weights(found, expected)
+
+
 def test_trainable_that_matches_nothing_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"'layers_7' matches no parameter; .* Correct"):
         trained(tiny.rows(2), tmp_path, trainable="layers_7")

@@ -34,6 +34,8 @@ class Batch:
     """[N] bool."""
     kept: Tensor
     """[N] bool; a token may be neither negative nor kept, and then carries no loss."""
+    corrected: Tensor
+    """True at the tokens of people's corrections, which the original never said, [N] bool."""
 
     def to(self, device: str) -> Batch:
         """Return the batch on a device."""
@@ -76,6 +78,8 @@ def collate(masks: Sequence[Mask], *, decoder_start_id: int | None = None) -> Ba
     def flat(name: str, dtype: torch.dtype) -> Tensor:
         return torch.tensor([x for m in masks for x in getattr(m, name)], dtype=dtype)
 
+    corrected = [m.source == "corrected" for m in masks for _ in m.completion_ids]
+
     return Batch(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -84,6 +88,7 @@ def collate(masks: Sequence[Mask], *, decoder_start_id: int | None = None) -> Ba
         token_ids=flat("completion_ids", torch.long),
         negative=flat("negative_mask", torch.bool),
         kept=flat("kept_mask", torch.bool),
+        corrected=torch.tensor(corrected, dtype=torch.bool),
     )
 
 

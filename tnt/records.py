@@ -1,7 +1,8 @@
 """The rows that travel between stages, each with its Arrow schema and its sort key.
 
-Token ids are the model's own, as generated; nothing is ever re-tokenised. Character offsets count
-Python characters of `Completion.text`.
+Token ids are the model's own, as generated; nothing is ever re-tokenised, and only corrections,
+which people wrote, are tokenised at all. Character offsets count Python characters of
+`Completion.text`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 
 Split = Literal["train", "validation", "test"]
+Source = Literal["generated", "corrected"]
 
 _IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _BOOLS = pa.list_(pa.field("element", pa.bool_(), nullable=False))
@@ -118,7 +120,10 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Which tokens of a completion are negative and which are kept; a token may be neither."""
+    """Which tokens of a completion are negative and which are kept; a token may be neither.
+
+    Beside what the model generated there may be a row with what people would have had it say.
+    """
 
     prompt_id: str
     sample: int
@@ -126,8 +131,10 @@ class Mask:
     completion_ids: list[int]
     negative_mask: list[bool]
     kept_mask: list[bool]
+    source: Source = "generated"
+    """`corrected`: people's text. Its tokens are all kept, and learnt by cross-entropy."""
 
-    KEY: ClassVar = ("prompt_id", "sample")
+    KEY: ClassVar = ("prompt_id", "sample", "source")
     SCHEMA: ClassVar = _schema(
         prompt_id=pa.string(),
         sample=pa.int32(),
@@ -135,6 +142,7 @@ class Mask:
         completion_ids=_IDS,
         negative_mask=_BOOLS,
         kept_mask=_BOOLS,
+        source=pa.string(),
     )
 
 

@@ -2,6 +2,10 @@
 
 Plain and exact: one optimiser step is the sum of its tokens' losses over their number, whatever the
 micro-batches. It resumes from a checkpoint in its working folder and ends in the same bytes.
+
+Rows with people's corrections are learnt by cross-entropy, -log p(token), whatever the round's
+loss: plain fine-tuning beside the targeted update, as T5Patches' corrective training has it. Their
+tokens count as all others do, and the original, which never said them, is not asked about them.
 """
 
 from __future__ import annotations
@@ -80,6 +84,10 @@ class TrainParams:
             raise ValueError(f"trainable is no regular expression ({error})") from error
 
 
+OriginalLogits = Callable[[list[Mask], Batch, Tensor], Tensor]
+"""(completions, their batch, chosen tokens as [N] bool, none of a correction) -> [M, V]."""
+
+
 @plain_dataclass(frozen=True, slots=True)
 class StepLog:
     """One line of training.csv; losses in nats per token of their kind."""
@@ -89,6 +97,8 @@ class StepLog:
     loss: float
     negative_loss: float
     kept_loss: float
+    corrected_loss: float
+    """Of the tokens of corrections; 0 in a step that has none."""
     negative_mass: float
     """Mean probability that the updated model gives to the negative tokens."""
     gradient_norm: float
@@ -126,7 +136,8 @@ def train(
 
     with _exact_head(model):
         usable = [mask for mask in masks if mask.completion_ids]
-        original_logits = _original(model, usable, params, on_device, autocast)
+        generated = [mask for mask in usable if mask.source == "generated"]
+        original_logits = _original(model, generated, params, on_device, autocast)
         model = _trainable(model, params)
         model.train(params.dropout)
         weights = [p for p in model.parameters() if p.requires_grad]
@@ -233,7 +244,7 @@ def _scale_update(model: Any, start: dict[str, Tensor], params: TrainParams) -> 
 def _accumulate(
     model: Any,
     chosen: list[Mask],
-    original_logits: Callable[[list[Mask], Batch], Tensor],
+    original_logits: OriginalLogits,
     params: TrainParams,
     on_device: Callable[[Sequence[Mask]], Batch],
     autocast: str,
@@ -241,25 +252,33 @@ def _accumulate(
     """Add up the gradient of one step, micro-batch by micro-batch; return sums for the log."""
     size = params.micro_batch_size or len(chosen)
     total = sum(sum(m.negative_mask) + sum(m.kept_mask) for m in chosen)
-    sums = {"negative": 0.0, "kept": 0.0, "mass": 0.0, "negatives": 0, "total": total}
+    sums = {"negative": 0.0, "kept": 0.0, "corrected": 0.0, "mass": 0.0}
+    sums |= {"negatives": 0, "corrections": 0, "total": total}
     for start in range(0, len(chosen), size):
         part = chosen[start : start + size]
         batch = on_device(part)
-        carries = batch.negative | batch.kept
+        carries = (batch.negative | batch.kept) & ~batch.corrected
+        negative = batch.negative[carries]
         with _precision(model, autocast):
-            logits = completion_logits(model, batch)[carries]
+            logits = completion_logits(model, batch)
+        corrected_logits, logits = logits[batch.corrected], logits[carries]
         losses = token_losses(
             params.loss,
             logits,
-            original_logits(part, batch)[carries],
+            original_logits(part, batch, carries),
             batch.token_ids[carries],
-            batch.negative[carries],
+            negative,
             negative_weight=params.negative_weight,
             target_floor=params.target_floor,
             nl_cap=params.nl_cap,
         )
-        (losses.sum() / total).backward()
-        negative = batch.negative[carries]
+        loss = losses.sum()
+        if len(corrected_logits):
+            corrected = _cross_entropy(corrected_logits, batch.token_ids[batch.corrected])
+            loss = loss + corrected.sum()
+            sums["corrected"] += float(corrected.detach().sum())
+            sums["corrections"] += len(corrected)
+        (loss / total).backward()
         with torch.no_grad():
             picked = logits[negative].log_softmax(-1)
             picked = picked.gather(-1, batch.token_ids[carries][negative][:, None])
@@ -270,14 +289,20 @@ def _accumulate(
     return sums
 
 
+def _cross_entropy(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """Return -log p of each token, [N], by the table's own formula, which needs no original."""
+    none = torch.zeros_like(token_ids, dtype=torch.bool)
+    return token_losses("sft_clean", logits, logits.detach(), token_ids, none)
+
+
 def _original(
     model: Any,
     masks: Sequence[Mask],
     params: TrainParams,
     on_device: Callable[[Sequence[Mask]], Batch],
     autocast: str,
-) -> Callable[[list[Mask], Batch], Tensor]:
-    """Return a function from completions to the frozen original's logits at their tokens, [N, V].
+) -> OriginalLogits:
+    """Return a function that gives the frozen original's logits.
 
     Either a second copy of the model runs each time, or every completion runs once, now, and only
     the rows that enter the LM head are kept: V / d times smaller than logits, and as exact.
@@ -287,9 +312,9 @@ def _original(
     if not params.cache_original:
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
 
-        def run(part: list[Mask], batch: Batch) -> Tensor:
+        def run(part: list[Mask], batch: Batch, chosen: Tensor) -> Tensor:
             with torch.no_grad(), _exact_head(frozen), _precision(frozen, autocast):
-                return completion_logits(frozen, batch)
+                return completion_logits(frozen, batch)[chosen]
 
         return run
 
@@ -316,9 +341,12 @@ def _original(
                 cached[mask.prompt_id, mask.sample] = piece.clone()
             bar.update(len(part))
 
-    def look_up(part: list[Mask], batch: Batch) -> Tensor:
+    none = head.weight.new_zeros(0, head.weight.shape[1])
+
+    def look_up(part: list[Mask], batch: Batch, chosen: Tensor) -> Tensor:
+        hidden = [cached[m.prompt_id, m.sample] for m in part if m.source == "generated"]
         with torch.no_grad():
-            return head(torch.cat([cached[m.prompt_id, m.sample] for m in part]).float())
+            return head(torch.cat([none, *hidden]).float())[chosen[~batch.corrected]]
 
     return look_up
 
@@ -371,13 +399,15 @@ def _log(
     params: TrainParams,
 ) -> StepLog:
     negatives = sums["negatives"]
-    kept = sums["total"] - negatives
+    corrections = sums["corrections"]
+    kept = sums["total"] - negatives - corrections
     return StepLog(
         step=step,
         epoch=round((step + 1) / per_epoch, 4),
-        loss=(sums["negative"] + sums["kept"]) / sums["total"],
+        loss=(sums["negative"] + sums["kept"] + sums["corrected"]) / sums["total"],
         negative_loss=sums["negative"] / params.negative_weight / negatives if negatives else 0.0,
         kept_loss=sums["kept"] / kept if kept else 0.0,
+        corrected_loss=sums["corrected"] / corrections if corrections else 0.0,
         negative_mass=sums["mass"] / negatives if negatives else 0.0,
         gradient_norm=norm,
         learning_rate=rate,
