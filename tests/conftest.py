@@ -38,6 +38,8 @@ PRELOADED = (
     "scipy.stats",
     "rouge_score.rouge_scorer",
     "jinja2",
+    "great_expectations",
+    "great_expectations.expectations",
     "dvc.cli",
     "dvc.repo",
 )
@@ -77,6 +79,9 @@ train:
   epochs: 12
   batch_size: 8
   learning_rate: 1.0e-3
+expect:
+  max_empty: 0.2
+  max_negative_share: 0.9
 gate:
   min_drop: 0.5
   min_clean_unchanged: {{replies: 0.5, summaries: 0.5, questions: 0.5}}

@@ -210,18 +210,6 @@ def test_length_and_finish():
     assert metrics.length_and_finish([]) == {"mean_tokens": None, "finished_share": None}
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan")])
-def test_finite_names_the_key(value):
-    with pytest.raises(ValueError, match=r"The metric r1\.divergence\[1\] is "):
-        metrics.finite({"r1": {"n": 3, "none": None, "divergence": [0.0, value]}})
-    with pytest.raises(ValueError, match=r"The metric change\.p is "):
-        metrics.finite({"change": metrics.Change(0.0, 0.0, 0.0, value)})
-
-
-def test_finite_lets_the_rest_pass():
-    metrics.finite({"rate": metrics.Rate(0, 0), "name": "x", "flag": True, "list": [1, 2.5, None]})
-
-
 def test_rounded_reaches_every_float_and_nothing_else():
     nested = {
         "rate": metrics.Rate(2, 3),

@@ -27,7 +27,7 @@ def check() -> str:
     project.refuse_stray_folders(loaded.rounds)
     if Path(".git").exists():
         check_accepted(loaded.rounds)
-    tokenizer = context = None
+    tokenizer = config = None
     base = layout.model(layout.BASE)
     if (base / "config.json").is_file():
         from transformers import AutoConfig
@@ -35,8 +35,8 @@ def check() -> str:
         from tnt import models
 
         tokenizer = models.load_tokenizer(base)
-        context = models.context_length(AutoConfig.from_pretrained(base))
-    count = project.check_prompts(loaded, tokenizer, context)
+        config = AutoConfig.from_pretrained(base)
+    count = project.check_prompts(loaded, tokenizer, config)
     stages = len(project.resolved(loaded))
     found = f"{len(loaded.rounds)} rounds, {count} prompts read, params for {stages} stages"
     return f"{layout.PARAMS} is valid: {found}."

@@ -71,6 +71,14 @@ def summary() -> None:
     print(make_summary())
 
 
+@app.command()
+def docs() -> None:
+    """Validate all artifacts anew; build Great Expectations' pages of it in work/docs/."""
+    from tnt import datadocs
+
+    print(f"Open {datadocs.build()}.")
+
+
 @rounds_app.command("list")
 def list_rounds() -> None:
     """Show the rounds: parent, detectors, prompts, whether accepted."""
@@ -124,6 +132,54 @@ def accept_round(name: Name) -> None:
     from tnt import rounds
 
     print(f"Accepted {name}: tag {rounds.accept(name)}.")
+
+
+annotate_app = typer.Typer(
+    help="Send completions out for labelling, and take people's work back.", no_args_is_help=True
+)
+app.add_typer(annotate_app, name="annotate")
+Force = Annotated[bool, typer.Option(help="Replace the file if it exists.")]
+
+
+@annotate_app.command("export")
+def export_for_labelling(
+    name: Name,
+    to: Annotated[str | None, typer.Option(help="By default a file in work/annotate/.")] = None,
+    format: Annotated[str, typer.Option(help="jsonl or label-studio.")] = "jsonl",
+    force: Force = False,
+) -> None:
+    """Write a round's completions for labelling, with its current flags as a start."""
+    from pathlib import Path
+
+    from tnt import annotate
+
+    done = annotate.export(name, to=Path(to) if to else None, format=format, force=force)
+    print(f"Wrote {done.texts} texts with {done.spans} flags to {done.path}.")
+    if format == "label-studio":
+        print(f"The labelling interface of the project:\n{annotate.labelling_config(done.labels)}")
+
+
+@annotate_app.command("import")
+def import_annotations(
+    name: Name,
+    file: Annotated[str, typer.Argument(help="JSON Lines, or Label Studio's JSON export.")],
+    to: Annotated[str, typer.Option(help="A .jsonl file in data/annotations/.")],
+    force: Force = False,
+) -> None:
+    """Check people's annotations of a round's completions and keep them for a detector."""
+    from pathlib import Path
+
+    from tnt import annotate
+
+    found = annotate.bring_in(name, Path(file), to=Path(to), force=force)
+    corrected = sum(a.corrected is not None for a in found)
+    flagged = sum(bool(a.flagged()) for a in found)
+    entry = annotate.params_entry(Path(to), corrective=bool(corrected))
+    print(
+        f"Wrote {len(found)} annotations to {to}: {flagged} texts flagged, {len(found) - flagged} "
+        f"clean, {corrected} with a correction. Add to params.yaml, and name it in the detectors "
+        f"of the round that is to learn from it:\n{entry}"
+    )
 
 
 def run() -> None:

@@ -32,7 +32,11 @@ def _imported(file: Path, root: Path) -> Iterator[str]:
     """Yield the dotted names that a file imports; `from a import b` gives `a` and `a.b`."""
     package = file.resolve().relative_to(root.resolve()).with_suffix("").parts[:-1]
     yield ".".join(package)
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), filename=str(file))):
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+    except SyntaxError as error:
+        raise ValueError(f"{file} is no Python that can be read ({error}). Correct it.") from error
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -1,7 +1,7 @@
 """What a round did: how much is flagged, what changed, how alike completions are, how sure we are.
 
-What ends up in a JSON file passes `finite` and `rounded`. Completions of one prompt are not
-independent: with several samples per prompt, intervals come from resampling prompts (Efron 1979).
+What ends up in a JSON file passes `rounded`. Completions of one prompt are not independent: with
+several samples per prompt, intervals come from resampling prompts (Efron 1979).
 """
 
 from __future__ import annotations
@@ -253,42 +253,23 @@ def length_and_finish(completions: Sequence[Completion]) -> dict[str, float | No
     }
 
 
-def finite(metrics: Any) -> None:
-    """Check that no float in nested dicts, lists and results of this module is NaN or infinite.
-
-    {"r1": {"divergence": nan}} raises and names r1.divergence.
-
-    Raises:
-        ValueError: One is; JSON has no such number.
-    """
-
-    def check(value: float, key: str) -> None:
-        if not math.isfinite(value):
-            raise ValueError(f"The metric {key.removeprefix('.')} is {value}. Check the logits.")
-
-    _map_floats(metrics, check)
-
-
 def rounded(metrics: Any, digits: int = 6) -> Any:
     """Return nested dicts, lists and results of this module as dicts and lists, floats rounded.
 
     {"a": 2/3, "b": 1e-9 / 3} becomes {"a": 0.666667, "b": 3.33333e-10}: `digits` are significant
     ones, so that only what is 0 reads as 0.
     """
-    return _map_floats(metrics, lambda value, _: float(f"{value:.{digits}g}") + 0.0)  # no -0.0
-
-
-def _map_floats(value: Any, function: Callable[[float, str], Any], key: str = "") -> Any:
-    """Apply a function of (float, its key as in `.r1.values[0]`) to every float."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    elif hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, Mapping):
-        return {name: _map_floats(item, function, f"{key}.{name}") for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_map_floats(item, function, f"{key}[{i}]") for i, item in enumerate(value)]
-    return function(value, key) if isinstance(value, float) else value
+    if is_dataclass(metrics) and not isinstance(metrics, type):
+        metrics = asdict(metrics)
+    elif hasattr(metrics, "_asdict"):
+        metrics = metrics._asdict()
+    if isinstance(metrics, Mapping):
+        return {name: rounded(item, digits) for name, item in metrics.items()}
+    if isinstance(metrics, list | tuple):
+        return [rounded(item, digits) for item in metrics]
+    if isinstance(metrics, float):
+        return float(f"{metrics:.{digits}g}") + 0.0  # no -0.0
+    return metrics
 
 
 def _rate(outcomes: Iterable[tuple[str, bool]]) -> Rate:

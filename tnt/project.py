@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from tnt import detectors, layout, models, prompts
 from tnt.artifacts import sha256_of
+from tnt.expectations import ExpectParams
 from tnt.gate import GateParams
 from tnt.masking import MaskParams
 from tnt.models import BaseParams, RuntimeParams
@@ -31,6 +32,7 @@ OVERRIDABLE = {
     "generate": SamplingParams,
     "mask": MaskParams,
     "train": TrainParams,
+    "expect": ExpectParams,
     "gate": GateParams,
 }
 """Sections of which a round may override any key."""
@@ -53,6 +55,7 @@ class RoundParams:
     generate: Overrides = None
     mask: Overrides = None
     train: Overrides = None
+    expect: Overrides = None
     gate: Overrides = None
 
 
@@ -75,6 +78,9 @@ class ReportParams:
 
     probe: str | None = None
     """People's labels of test completions, in `data/annotations/`: reported, never trained on."""
+    redact: list[str] = field(default_factory=list)
+    """Detectors whose findings are blotted out in reports, logs and flags.parquet; prompts and
+    completions stay whole, since a model learns from them."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -90,6 +96,7 @@ class Project:
     train: TrainParams
     respond: SamplingParams
     evaluate: EvaluateParams
+    expect: ExpectParams
     gate: GateParams
     report: ReportParams
     rounds: dict[str, RoundParams]
@@ -124,6 +131,12 @@ def load(path: Path = layout.PARAMS) -> Project:
     for name, config in project.detectors.items():
         detectors.input_files(name, config)
         detectors.build(name, config)
+    for name in project.report.redact:
+        if name not in project.detectors:
+            raise ValueError(
+                f"{path}: report.redact names {name!r}, which `detectors:` does not define."
+                f"{did_you_mean(name, project.detectors)}"
+            )
     probe = Path(project.report.probe or layout.ANNOTATIONS / "none")
     if not probe.is_relative_to(layout.ANNOTATIONS) or ".." in probe.parts or probe.is_dir():
         raise ValueError(
@@ -151,11 +164,12 @@ def resolved(project: Project) -> dict[tuple[str, str], dict[str, Any]]:
         (layout.BASE, "respond"): {
             "runtime": model_runtime,
             "sampling": _of_sets(project.respond, "max_new_tokens", evaluated.prompts),
+            "max_empty": project.expect.max_empty,
         },
         (layout.BASE, "compare"): {
             "rounds": {name: round_.parent for name, round_ in project.rounds.items()},
             "trained": {name: round_.detectors for name, round_ in project.rounds.items()},
-            "detectors": _detectors(project, list(project.detectors)),
+            "detectors": _shown(project, list(project.detectors)),
             "split": evaluated.split,
             "probe": _pinned([Path(project.report.probe)]) if project.report.probe else {},
         },
@@ -165,6 +179,7 @@ def resolved(project: Project) -> dict[tuple[str, str], dict[str, Any]]:
         inherited = [d for a in ancestors for d in project.rounds[a].detectors]
         measured = list(dict.fromkeys([*round_.detectors, *inherited]))
         mask = asdict(project.section(name, "mask"))
+        expect = project.section(name, "expect")
         stages: dict[str, dict[str, Any]] = {
             "prepare": _prepare(project, round_.prompts, "train"),
             "generate": {
@@ -172,9 +187,14 @@ def resolved(project: Project) -> dict[tuple[str, str], dict[str, Any]]:
                 "sampling": _of_sets(
                     project.section(name, "generate"), "max_new_tokens", round_.prompts
                 ),
+                "max_empty": expect.max_empty,
             },
-            "detect": _detectors(project, round_.detectors),
-            "mask": mask,
+            "detect": _shown(project, round_.detectors),
+            "mask": {
+                "mask": mask,
+                "corrections": _corrections(project, round_.detectors),
+                "negative_share": [expect.min_negative_share, expect.max_negative_share],
+            },
             "train": {"runtime": runtime, "train": asdict(project.section(name, "train"))},
             "evaluate": {
                 "runtime": model_runtime,
@@ -194,13 +214,13 @@ def resolved(project: Project) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
-def check_prompts(project: Project, tokenizer: Any = None, context: int | None = None) -> int:
+def check_prompts(project: Project, tokenizer: Any = None, config: Any = None) -> int:
     """Read every prompt file that the project names; return the number of prompts.
 
     Args:
         project: Whose prompt files.
         tokenizer: If given, prompts are also rendered with its chat template and counted.
-        context: The model's context in tokens, if it has one.
+        config: The model's; goes with the tokenizer.
     """
     from tnt.sampling import refuse_long
 
@@ -216,7 +236,7 @@ def check_prompts(project: Project, tokenizer: Any = None, context: int | None =
                 prompts.render(row, name, project.prompt_sets[name], tokenizer)
                 for name, row in rows
             ]
-            refuse_long(rendered, context, sampling)
+            refuse_long(rendered, config, sampling)
     return len(seen)
 
 
@@ -288,8 +308,7 @@ def _refuse_rounds(project: Project, path: Path) -> None:
         _refuse_sets(project, name, where)
         listed.append(name)
     _refuse_prompts(project, project.evaluate.prompts, f"{path}: evaluate.prompts")
-    for prompt_set in project.evaluate.prompts:
-        project.respond.limit(prompt_set)
+    _refuse_limits(project.respond, project.evaluate.prompts, f"{path}: respond")
     for prompt_set in project.prompt_sets:
         if not re.fullmatch(r"[\w-]+", prompt_set):
             raise ValueError(
@@ -300,8 +319,8 @@ def _refuse_rounds(project: Project, path: Path) -> None:
 def _refuse_sets(project: Project, name: str, where: str) -> None:
     """Raise on bounds of prompt sets that there are not, and on sets without a bound they need."""
     generate, gate = project.section(name, "generate"), project.section(name, "gate")
+    _refuse_limits(generate, project.rounds[name].prompts, f"{where}.generate")
     for prompt_set in project.rounds[name].prompts:
-        generate.limit(prompt_set)
         if not project.prompt_sets[prompt_set].shares.train:
             raise ValueError(
                 f"{where} learns from {prompt_set!r}, but prompt_sets.{prompt_set}.shares.train is "
@@ -313,6 +332,15 @@ def _refuse_sets(project: Project, name: str, where: str) -> None:
                 f"{where}: gate.min_clean_unchanged names {prompt_set!r}, which is no prompt set."
                 f"{did_you_mean(prompt_set, project.prompt_sets)}"
             )
+
+
+def _refuse_limits(sampling: SamplingParams, prompt_sets: Iterable[str], where: str) -> None:
+    """Raise if a prompt set is drawn from without a bound on its completions."""
+    for prompt_set in prompt_sets:
+        try:
+            sampling.limit(prompt_set)
+        except ValueError as error:
+            raise ValueError(f"{where}.{error}") from error
 
 
 def _refuse_prompts(project: Project, files: PromptFiles, where: str) -> None:
@@ -353,6 +381,19 @@ def _detectors(project: Project, names: list[str]) -> dict[str, Any]:
         "instances": {name: project.detectors[name] for name in names},
         "inputs": _pinned(sorted(set(files))),
     }
+
+
+def _shown(project: Project, names: list[str]) -> dict[str, Any]:
+    """Return detectors for a stage that writes down what they found."""
+    redact = [name for name in project.report.redact if name in names]
+    return {**_detectors(project, names), "redact": redact}
+
+
+def _corrections(project: Project, names: list[str]) -> dict[str, str]:
+    """Return the annotation files whose corrected texts a round learns from, pinned."""
+    configs = [project.detectors[name] for name in names]
+    corrective = [c for c in configs if c["kind"] == "annotations" and c.get("corrective")]
+    return _pinned(sorted({Path(config["file"]) for config in corrective}))
 
 
 def _pinned(files: list[Path]) -> dict[str, str]:

@@ -85,10 +85,14 @@ def read_file(path: Path) -> list[RawPrompt]:
     return list(rows.values())
 
 
+def normalised(text: str) -> str:
+    """Return a text as duplicates are told by: without case and extra white space."""
+    return " ".join(text.casefold().split())
+
+
 def split_of(text: str, shares: Shares) -> Split:
     """Return an input's split: by hash of its normalised text, so duplicates never straddle."""
-    normalised = " ".join(text.casefold().split())
-    digest = hashlib.sha256(normalised.encode()).digest()
+    digest = hashlib.sha256(normalised(text).encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     if position < shares.test:
         return "test"

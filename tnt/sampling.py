@@ -7,6 +7,7 @@ the last bits of the logits and so, now and then, a greedy token: it is part of 
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -76,7 +77,7 @@ def complete(
         ValueError: A prompt and `max_new_tokens` together exceed the model's context.
     """
     prompts = choose(prompts, params.max_prompts)
-    refuse_long(prompts, models.context_length(model.config), params)
+    refuse_long(prompts, model.config, params)
     torch.manual_seed(params.seed)
     completions: list[Completion] = []
     with tqdm(
@@ -104,11 +105,19 @@ def lowest_hashes(rows: Sequence[Keyed], count: int | None) -> list[Keyed]:
     return sorted(rows, key=lambda row: hashlib.sha256(row.prompt_id.encode()).hexdigest())[:count]
 
 
-def refuse_long(prompts: Sequence[Prompt], context: int | None, params: SamplingParams) -> None:
-    """Raise if a prompt leaves no room in the context for `max_new_tokens`."""
+def refuse_long(prompts: Sequence[Prompt], config: Any, params: SamplingParams) -> None:
+    """Raise if a prompt or `max_new_tokens`, for a causal model both together, exceed its context.
+
+    Args:
+        prompts: To be answered.
+        config: Of the model.
+        params: With the limit.
+    """
+    context = models.context_length(config)
+    together = max if config.is_encoder_decoder else operator.add
     for prompt in prompts:
         limit = params.limit(prompt.prompt_set)
-        if context is not None and len(prompt.prompt_ids) + limit > context:
+        if context is not None and together(len(prompt.prompt_ids), limit) > context:
             raise ValueError(
                 f"Prompt {prompt.prompt_id!r} has {len(prompt.prompt_ids)} tokens and may get "
                 f"{limit} more, but the model's context is {context}. Shorten the prompt or lower "

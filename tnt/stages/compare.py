@@ -1,7 +1,7 @@
 r"""Stage `compare`: every detector over every model, side by side.
 
-    python -m tnt.stages.compare data/evaluations data/rounds data/report data/metrics.json \
-        data/rounds.csv data/resolved/base/compare.yaml
+    python -m tnt.stages.compare data/prepared data/evaluations data/rounds data/report \
+        data/metrics.json data/rounds.csv data/resolved/base/compare.yaml
 
 Runs all detectors that any round names over all models' test completions, so that a later round
 which undoes an earlier one shows. Needs no model.
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic.dataclasses import dataclass
-from tqdm import tqdm
 
-from tnt import artifacts, detectors, metrics, probe, report
+from tnt import artifacts, detectors, expectations, metrics, probe, report, validation
 from tnt.detectors import DetectorsParams
 from tnt.layout import BASE
 from tnt.params import STRICT
+from tnt.prompts import normalised
 from tnt.records import Completion, Flag, Split
 from tnt.runs import command
 
@@ -48,6 +48,7 @@ class CompareParams:
 
 
 def compare(
+    prepared_path: Path,
     evaluations_path: Path,
     rounds_path: Path,
     report_path: Path,
@@ -65,7 +66,7 @@ def compare(
     }
     found = detectors.build_pinned(params.detectors)
     flags = {
-        name: detectors.find_flags(found, tqdm(rows, desc=f"detect in {name}", unit="completion"))
+        name: detectors.find_flags(found, rows, title=f"detect in {name}")
         for name, rows in completions.items()
     }
     measured = {
@@ -73,9 +74,12 @@ def compare(
         for name in params.rounds
     }
     rows = _rows(models, completions, flags, list(found), measured)
+    suite = expectations.comparison(rows, _learned(params, rounds_path, completions[BASE]))
+    validation.validate(suite, table_path)
     labels = probe.read(params.probe)
     probed = {name: probe.rate(labels, completions[name]) for name in models if labels}
 
+    private = {name: found[name] for name in params.detectors.redact}
     shutil.rmtree(report_path, ignore_errors=True)
     pages = [
         report.RoundPage(
@@ -83,11 +87,19 @@ def compare(
             parent=parent,
             detectors=params.trained[name],
             metrics=measured[name],
-            pairs=_pairs(completions[parent], completions[name], flags[parent], flags[name]),
+            pairs=_pairs(
+                completions[parent], completions[name], flags[parent], flags[name], private
+            ),
         )
         for name, parent in params.rounds.items()
     ]
-    report.write(pages, {"rows": rows, "probe": probed, "split": params.split}, report_path)
+    context = {
+        "rows": rows,
+        "probe": probed,
+        "split": params.split,
+        "validated": _validated(prepared_path, evaluations_path, rounds_path),
+    }
+    report.write(pages, context, report_path)
     table = _csv(rows)
     artifacts.write_text(table, report_path / "rounds.csv")
     artifacts.write_text(table, table_path)
@@ -104,6 +116,35 @@ def _refuse_unlisted(params: CompareParams, *folders: Path) -> None:
                     f"{path} belongs to no round in params.yaml. `tnt rounds prune` deletes it; "
                     "the cache keeps what was in it."
                 )
+
+
+def _learned(
+    params: CompareParams, rounds_path: Path, measured: list[Completion]
+) -> dict[str, set[str]]:
+    """Return, per round, the inputs that measure it and that it or an ancestor learned from."""
+    tests = {normalised(c.input) for c in measured}
+    found: dict[str, set[str]] = {}
+    for name, parent in params.rounds.items():
+        rows = artifacts.read(rounds_path / name / "completions.parquet", Completion)
+        found[name] = (tests & {normalised(c.input) for c in rows}) | found.get(parent, set())
+    return found
+
+
+def _validated(*folders: Path) -> list[dict[str, Any]]:
+    """Return what was checked of every artifact in the folders."""
+    results = []
+    for path in sorted(p for f in folders for p in f.rglob(f"*{validation.SUFFIX}")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        results.append(
+            {
+                "folder": path.parent.as_posix(),
+                "suite": found["suite"],
+                "rows": found["rows"],
+                "met": sum(one["success"] for one in found["results"]),
+                "expectations": len(found["results"]),
+            }
+        )
+    return results
 
 
 def _rows(
@@ -140,7 +181,11 @@ def _rows(
 
 
 def _pairs(
-    before: list[Completion], after: list[Completion], old: list[Flag], new: list[Flag]
+    before: list[Completion],
+    after: list[Completion],
+    old: list[Flag],
+    new: list[Flag],
+    private: dict[str, detectors.Detect],
 ) -> list[report.Pair]:
     answers = {(c.prompt_id, c.sample): c for c in after}
     found: dict[tuple[str, int], tuple[list[Flag], list[Flag]]] = defaultdict(lambda: ([], []))
@@ -148,7 +193,16 @@ def _pairs(
         for flag in flags:
             found[flag.prompt_id, flag.sample][side].append(flag)
     keys = [(c.prompt_id, c.sample) for c in before]
-    return [report.pair(c, answers[key], *found[key]) for c, key in zip(before, keys, strict=True)]
+    return [
+        report.pair(
+            completion,
+            answers[key],
+            *found[key],
+            redact=private,
+            private=[(s.start, s.end) for d in private.values() for s in d(completion.input, "")],
+        )
+        for completion, key in zip(before, keys, strict=True)
+    ]
 
 
 def _latest(

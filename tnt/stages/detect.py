@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tqdm import tqdm
-
-from tnt import artifacts, detectors
+from tnt import artifacts, detectors, expectations, validation
 from tnt.detectors import DetectorsParams
 from tnt.records import Completion, Flag
 from tnt.runs import command
@@ -19,8 +17,9 @@ from tnt.runs import command
 def detect(completions_path: Path, flags_path: Path, *, params: DetectorsParams) -> None:
     """Write one row per finding."""
     completions = artifacts.read(completions_path, Completion)
-    bar = tqdm(completions, desc="detect", unit="completion")
-    flags = detectors.find_flags(detectors.build_pinned(params), bar)
+    found = detectors.build_pinned(params)
+    flags = detectors.find_flags(found, completions, redact=params.redact, title="detect")
+    validation.validate(expectations.flags(flags, completions, found), flags_path)
     artifacts.write(flags, flags_path, Flag)
 
 

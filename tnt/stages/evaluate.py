@@ -17,7 +17,17 @@ from typing import Any
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from tnt import artifacts, detectors, gate, masking, metrics, models, sampling
+from tnt import (
+    artifacts,
+    detectors,
+    expectations,
+    gate,
+    masking,
+    metrics,
+    models,
+    sampling,
+    validation,
+)
 from tnt.detectors import DetectorsParams, repetition
 from tnt.detectors.repetition import RepetitionParams
 from tnt.divergence import divergence
@@ -107,8 +117,8 @@ def evaluate(
                 for side, completions in zip(SIDES, of_set, strict=True)
             },
         }
-    metrics.finite(report)
     report = metrics.rounded(report)
+    validation.validate(expectations.metrics(report), metrics_path)
     reasons = gate.judge(report, params.gate, params.inherited)
     report["gate"] = {"passed": not reasons, "reasons": "; ".join(reasons)}
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"

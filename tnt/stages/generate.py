@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
-from tnt import artifacts, models, sampling
+from tnt import artifacts, expectations, models, sampling, validation
+from tnt.expectations import Share
 from tnt.models import RuntimeParams
 from tnt.params import STRICT
 from tnt.records import Completion, Prompt
@@ -27,6 +28,8 @@ class GenerateParams:
 
     runtime: RuntimeParams
     sampling: SamplingParams
+    max_empty: Share
+    """Share of the completions that may be empty."""
 
 
 def generate(
@@ -40,6 +43,21 @@ def generate(
     completions = sampling.complete(
         model, tokenizer, prompts, params.sampling, name=model_path.name
     )
+    suite = expectations.completions(
+        completions,
+        prompts,
+        tokenizer.batch_decode(
+            [c.completion_ids for c in completions],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        ),
+        model=model_path.name,
+        samples=params.sampling.samples,
+        limits={s: params.sampling.limit(s) for s in {c.prompt_set for c in completions}},
+        vocabulary=model.get_input_embeddings().num_embeddings,
+        max_empty=params.max_empty,
+    )
+    validation.validate(suite, completions_path)
     artifacts.write(completions, completions_path, Completion)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
-from tnt import artifacts, layout, models, prompts
+from tnt import artifacts, expectations, layout, models, prompts, validation
 from tnt.params import STRICT
 from tnt.prompts import PromptSetParams
 from tnt.records import Prompt, Split
@@ -45,7 +45,13 @@ def prepare(base_path: Path, prompts_path: Path, *, params: PrepareParams) -> No
             f"None of the {len(rendered)} prompts falls into the {params.split} split. "
             f"Add prompts or raise prompt_sets.<set>.shares.{params.split}."
         )
+    splits = {p.prompt_id: _split(p, params) for p in chosen}
+    validation.validate(expectations.prompts(chosen, splits, params.split), prompts_path)
     artifacts.write(chosen, prompts_path, Prompt)
+
+
+def _split(prompt: Prompt, params: PrepareParams) -> Split:
+    return prompts.split_of(prompt.input, params.prompt_sets[prompt.prompt_set].shares)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ import csv
 import io
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from tnt import artifacts, models, training
+from tnt import artifacts, expectations, models, training, validation
 from tnt.imports import closure
 from tnt.models import RuntimeParams
 from tnt.params import STRICT
@@ -47,8 +48,9 @@ def train(
     masks = artifacts.read(masks_path, Mask)
     tokenizer = models.load_tokenizer(parent_path)
     logs: list[StepLog] = []
-    if not any(any(mask.negative_mask) for mask in masks):
+    if not any(any(mask.negative_mask) or mask.source == "corrected" for mask in masks):
         print(f"None of the {len(masks)} completions is flagged: {model_path.name} is its parent.")
+        _validate_model(models.load(parent_path), model_path, log_path.parent)
         models.copy_parent(parent_path, model_path)
     else:
         device = models.use(params.runtime)
@@ -59,12 +61,22 @@ def train(
         updated, logs = training.train(
             original, masks, params.train, workdir=workdir, autocast=params.runtime.autocast
         )
+        _validate_model(updated, model_path, log_path.parent)
         if params.train.lora:
             models.save_adapter(updated, tokenizer, model_path, parent=parent_path)
         else:
             models.save(updated, tokenizer, model_path)
         training.forget(workdir)
+    rows = [asdict(log) for log in logs]
+    suite = expectations.training(rows, [field.name for field in fields(StepLog)])
+    validation.validate(suite, log_path)
     artifacts.write_text(_csv(logs), log_path)
+
+
+def _validate_model(model: Any, path: Path, folder: Path) -> None:
+    """Check the weights; the result goes where `compare` finds it."""
+    weights = ((name, bool(w.isfinite().all())) for name, w in model.named_parameters())
+    validation.validate(expectations.model(weights), path, folder)
 
 
 def _csv(logs: list[StepLog]) -> str:
