@@ -18,6 +18,7 @@ from typing import Any
 import forkserver
 import pytest
 import tiny
+from ruamel.yaml import YAML
 
 from tnt.artifacts import sha256_of
 from tnt.params import edited
@@ -133,6 +134,21 @@ class Project:
         """Run `tnt`, from the project's own copy."""
         return self.run("python", "-c", "from tnt.cli import run; run()", *arguments)
 
+    def command(self, stage: str, name: str = "r1") -> tuple[str, ...]:
+        """Return a stage's command for a round on the base, as dvc.yaml has it."""
+        definition = YAML(typ="safe").load(self.read("dvc.yaml"))["stages"][stage]
+        command = definition.get("do", definition)["cmd"]
+        return tuple(command.replace("${key}", name).replace("${item.parent}", "base").split())
+
+    def refusal(self, *command: str) -> str:
+        """Run what must fail with one line; return that line."""
+        done = self.run(*command)
+        assert done.returncode == 1, done.stderr
+        assert done.stdout == ""
+        lines = done.stderr.splitlines()
+        assert len(lines) == 1, done.stderr
+        return lines[0]
+
     def repro(self, *arguments: str) -> set[str]:
         """Run `dvc repro`, which must succeed; return the stages that ran."""
         return set(re.findall(r"Running stage '([^']+)'", self.dvc("repro", *arguments)))
@@ -200,6 +216,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         "OMP_WAIT_POLICY": "PASSIVE",
         "PATH": os.pathsep.join([str(client.parent), os.environ["PATH"]]),
         "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
     }
     environment = {**os.environ, **settings}
     command = [sys.executable, forkserver.__file__, settings["FORKSERVER"], *PRELOADED]

@@ -50,7 +50,8 @@ def _answer(client: socket.socket) -> None:
             os.dup2(file, number)
         _run(**request)
     _, status = os.waitpid(child, 0)
-    client.sendall(HEADER.pack(abs(os.waitstatus_to_exitcode(status))))
+    with contextlib.suppress(OSError):  # the client was killed
+        client.sendall(HEADER.pack(abs(os.waitstatus_to_exitcode(status))))
     os._exit(0)
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
-import subprocess
-import sys
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
-from conftest import Project
+import tiny
+from conftest import ROOT, Project
 
+from tnt import artifacts, prompts
 from tnt.artifacts import sha256_of
+from tnt.records import Mask, Prompt
 
 FIRST = "data/prompts/replies/first.jsonl"
 TNT = ("python", "-c", "from tnt.cli import run; run()")
@@ -20,6 +28,11 @@ PREPARE = (
     "data/resolved/r1/prepare.yaml",
 )  # fmt: skip
 LONG = {"id": "long", "input": "Apple " * 12}
+HUGE = {"id": "huge", "input": "Apple " * (50 * 2**20 // 6)}
+BOMB = "a0: &a0 [9, 9, 9, 9, 9, 9, 9, 9, 9]\n" + "".join(
+    f"  a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
+)
+"""3,486,784,401 numbers in 400 characters."""
 
 
 def append(line):
@@ -33,6 +46,39 @@ def edit(old, new):
 
 def make_folder(project):
     (project.path / "data/models/r7").mkdir()
+
+
+def encode(encoding):
+    def change(project):
+        text = project.read(FIRST)
+        (project.path / FIRST).unlink()
+        (project.path / FIRST).write_bytes(text.encode(encoding))
+
+    return change
+
+
+def make_folder_of(name):
+    def change(project):
+        (project.path / name).unlink()
+        (project.path / name).mkdir()
+
+    return change
+
+
+def link_out(name):
+    """Move a file or folder out of the project, and link to it from its place."""
+
+    def change(project):
+        outside = project.path.parent / "outside"
+        shutil.move(project.path / name, outside)
+        (project.path / name).symlink_to(outside)
+
+    return change
+
+
+def link_to_nothing(project):
+    (project.path / FIRST).unlink()
+    (project.path / FIRST).symlink_to("nothing.jsonl")
 
 
 def forget_chat_template(project):
@@ -66,6 +112,21 @@ BAD_PROMPTS = {
         append(json.dumps(LONG)),
         ["'replies/long' has 74 tokens and may get 14 more", "context is 64. Shorten the prompt"],
     ),
+    "50 MB in a line": (
+        append(json.dumps(HUGE)),
+        [f"{FIRST}, line 41 has 52,428,828 characters. No prompt may have more than", "shorten it"],
+    ),
+    "no text, and long": (
+        append(json.dumps({"id": "x", "input": [LONG["input"]] * 1000})),
+        [f"{FIRST}, line 41: 'input' is ['Apple", "... It must be a text that is not empty."],
+    ),
+    "nested without end": (append("[" * 100_000), [f"{FIRST}, line 41 is not JSON", "recursion"]),
+    "half a surrogate pair": (
+        append('{"id": "x", "input": "Apple \\ud83d pie"}'),
+        [f"{FIRST}, line 41 is not JSON", "surrogates not allowed"],
+    ),
+    "UTF-16": (encode("utf-16"), [f"{FIRST} is not UTF-8", "Convert it."]),
+    "UTF-16 without a mark": (encode("utf-16-le"), [f"{FIRST}, line 1 is not JSON"]),
     "no chat template": (
         forget_chat_template,
         ["prompt_sets.replies.chat is true, but the model has no chat template. Set it to false"],
@@ -122,21 +183,52 @@ BAD_PARAMS = {
         edit("first.jsonl], questions", "frist.jsonl], questions"),
         ["params.yaml: evaluate.prompts names 'frist.jsonl', but data/prompts/summaries/frist"],
     ),
+    "tabs": (
+        edit("  epochs: 12", "\tepochs: 12"),
+        ["params.yaml, line 33 is not valid YAML: found character '\\t'", "Correct the file."],
+    ),
+    "key twice": (
+        edit("  epochs: 12", "  epochs: 12\n  epochs: 13"),
+        ["params.yaml, line 34 is not valid YAML: found duplicate key", "Correct the file."],
+    ),
+    "bomb of aliases": (
+        edit("  epochs: 12", f"  {BOMB}  epochs: 12"),
+        ["params.yaml holds 4.41e+09 values when its aliases are written out", "without them."],
+    ),
+    "alias of itself": (
+        edit("  epochs: 12", "  epochs: &a [*a]"),
+        ["params.yaml is nested too deeply, or an alias in it contains itself. Correct the file."],
+    ),
+    "not UTF-8": (
+        lambda project: (project.path / "params.yaml").write_bytes(b"train: \xff"),
+        ["params.yaml is not valid YAML: 'utf-8' codec can't decode", "Correct the file."],
+    ),
+    "prompt file is a folder": (
+        make_folder_of(FIRST),
+        [f"params.yaml: rounds.r1.prompts names 'first.jsonl', but {FIRST} is no file."],
+    ),
+    "prompt file is a link": (
+        link_out(FIRST),
+        [f"rounds.r1.prompts names '{FIRST}', a link to", "outside the project", "Put a copy"],
+    ),
+    "prompt folder is a link": (
+        link_out("data/prompts/replies"),
+        [f"rounds.r1.prompts names '{FIRST}', a link to", "outside the project", "Put a copy"],
+    ),
+    "prompt file is a link to nothing": (link_to_nothing, ["a link to nothing. Mend it."]),
+    "list is a link": (
+        link_out("data/lists/boilerplate.txt"),
+        ["params.yaml: detectors.boilerplate names 'data/lists/boilerplate.txt', a link to"],
+    ),
+    "labels are a link": (
+        link_out("data/annotations/probe.jsonl"),
+        ["params.yaml: report.probe names 'data/annotations/probe.jsonl', a link to"],
+    ),
     "folder of no round": (
         make_folder,
         ["data/models/r7 belongs to no round in params.yaml", "`tnt rounds prune` deletes"],
     ),
 }
-
-
-def refusal(project: Project, command: tuple[str, ...]) -> str:
-    """Run what must fail with one line; return that line."""
-    done = project.run(*command)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    return lines[0]
 
 
 def outputs(project: Project) -> str:
@@ -147,7 +239,7 @@ def outputs(project: Project) -> str:
 def test_check_refuses_bad_prompts(project, change, parts):
     change(project)
     before = outputs(project)
-    line = refusal(project, CHECK)
+    line = project.refusal(*CHECK)
     assert all(part in line for part in parts), line
     assert outputs(project) == before
 
@@ -157,7 +249,7 @@ def test_check_and_resolve_refuse_bad_params(project, change, parts):
     change(project)
     before = outputs(project)
     for command in (CHECK, RESOLVE):
-        line = refusal(project, command)
+        line = project.refusal(*command)
         assert all(part in line for part in parts), line
     assert outputs(project) == before
 
@@ -173,7 +265,7 @@ def test_check_and_resolve_refuse_bad_params(project, change, parts):
 )
 def test_add_refuses_and_leaves_params_alone(project, arguments, parts):
     before = project.read("params.yaml")
-    line = refusal(project, (*TNT, "rounds", "add", *arguments))
+    line = project.refusal(*TNT, "rounds", "add", *arguments)
     assert all(part in line for part in parts), line
     assert "partial" not in line
     assert project.read("params.yaml") == before
@@ -181,7 +273,7 @@ def test_add_refuses_and_leaves_params_alone(project, arguments, parts):
 
 def test_an_edit_between_resolve_and_a_stage_is_noticed(project):
     append('{"id": "x", "input": "Apple"}')(project)
-    assert refusal(project, PREPARE).endswith("changed after it was resolved. Run `dvc repro`.")
+    assert project.refusal(*PREPARE).endswith("changed after it was resolved. Run `dvc repro`.")
     assert not (project.path / "data/new.parquet").exists()
 
 
@@ -197,36 +289,113 @@ def test_dvc_says_it_too_and_keeps_what_was_made(project):
     assert after == before
 
 
-STAGES_THAT_WRITE = {
-    "base": ("data/new/model", "data/resolved/base/base.yaml"),
-    "generate": (
-        "data/models/base", "data/rounds/r1/prompts.parquet", "data/new/completions.parquet",
-        "data/resolved/r1/generate.yaml",
-    ),
-    "train": (
-        "data/models/base", "data/rounds/r1/masks.parquet", "data/new/model",
-        "data/new/training.csv", "data/resolved/r1/train.yaml",
-    ),
-}  # fmt: skip
+@contextlib.contextmanager
+def unprivileged():
+    """Be somebody whose permissions count, if root runs this."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
 
 
-@pytest.mark.parametrize("stage", STAGES_THAT_WRITE)
-def test_a_full_disk_is_said_in_one_line(project, stage):
-    """The size of a file is limited to 1 KiB, which fails as a full disk does."""
-    command = [sys.executable, "-m", f"tnt.stages.{stage}", *STAGES_THAT_WRITE[stage]]
-    done = subprocess.run(
-        ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *command],
-        cwd=project.path,
-        env={**project.environment, "TQDM_DISABLE": "1"},
-        capture_output=True,
-        text=True,
+def test_a_prompt_file_that_may_not_be_read_is_an_error():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "first.jsonl")
+        path.write_text('{"id": "a", "input": "Apple"}\n')
+        os.chmod(folder, 0o755)
+        path.chmod(0)
+        with unprivileged(), pytest.raises(OSError, match=r"Permission denied: .*first\.jsonl"):
+            prompts.read_file(path)
+
+
+def test_links_that_dvc_makes_are_followed(project):
+    """Into its own cache, where `cache.type` says so: outputs, and a list it was given to keep."""
+    project.dvc("config", "cache.type", "symlink")
+    project.dvc("add", "--quiet", "data/lists/hedges.txt")
+    project.dvc("checkout", "--relink", "--force", "--quiet")
+    for name in ("data/lists/hedges.txt", "data/rounds/r1/flags.parquet", "data/models/r1"):
+        path = project.path / name
+        linked = [path] if path.is_file() else [*path.glob("*.safetensors")]
+        assert linked
+        assert all(".dvc/cache" in str(file.resolve()) for file in linked)
+    assert project.tnt("check").returncode == 0
+    assert project.run(*project.command("detect", "r2")).returncode == 0
+    assert project.repro() <= {"resolve"}  # which reads the folder of lists
+
+
+IDS = ["a/b", "a b", "a\nb", "../../up", "/root", "a\x00b", "<b>", "\u202eab", "é" * 300]
+
+
+def test_an_id_is_any_text_and_no_path(project):
+    """Of prompts that are trained on: from the file to the masks, and nothing appears elsewhere."""
+    shares = prompts.Shares(train=0.5, validation=0.15, test=0.35)
+    learned = [text for text in tiny.inputs(60, 5) if prompts.split_of(text, shares) == "train"]
+    rows = [{"id": id_, "input": text} for id_, text in zip(IDS, learned, strict=False)]
+    project.write(FIRST, "".join(json.dumps(row) + "\n" for row in rows))
+    around = set(project.path.parent.rglob("*")) - set(project.path.rglob("*"))
+    assert project.tnt("check").returncode == 0
+    assert project.run(*RESOLVE).returncode == 0
+    for stage in ("prepare", "generate", "detect", "mask"):
+        done = project.run(*project.command(stage))
+        assert done.returncode == 0, done.stderr
+    masks = artifacts.read(project.path / "data/rounds/r1/masks.parquet", Mask)
+    found = {mask.prompt_id for mask in masks if mask.prompt_id.startswith("replies/")}
+    assert found == {f"replies/{id_}" for id_ in IDS}
+    assert set(project.path.parent.rglob("*")) - set(project.path.rglob("*")) == around
+
+
+def repeat_inputs(project, prompt_set):
+    """Give a prompt set the inputs of `replies`, in capitals and with more space."""
+    rows = [json.loads(line) for line in project.read(FIRST).splitlines()]
+    rows = [
+        {"id": f"again{i}", "input": f" {row['input'].upper()}  "} for i, row in enumerate(rows)
+    ]
+    path = f"data/prompts/{prompt_set}/first.jsonl"
+    project.write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_an_input_in_two_prompt_sets_is_in_one_split(project):
+    repeat_inputs(project, "summaries")
+    assert project.tnt("check").returncode == 0
+    assert project.run(*RESOLVE).returncode == 0
+    inputs = {}
+    for stage in ("prepare", "prepare_test"):
+        assert project.run(*project.command(stage)).returncode == 0
+        rows = artifacts.read(project.path / project.command(stage)[4], Prompt)
+        inputs[stage] = {prompts.normalised(row.input) for row in rows}
+        assert len(rows) > len(inputs[stage])  # some occur in both sets
+    assert not inputs["prepare"] & inputs["prepare_test"]
+
+
+def test_an_input_learned_from_in_one_set_and_measured_in_another_is_refused(project):
+    repeat_inputs(project, "questions")  # whose shares are others
+    line = project.refusal(*CHECK)
+    assert re.search(r"'replies/r\d+' and 'questions/again\d+' have the same input", line)
+    assert "r1 would learn from the first and be measured by the second" in line
+    assert "Give both prompt sets the same shares" in line
+
+
+def test_labels_that_cannot_be_read_are_refused_before_anything_runs(project):
+    project.write("data/annotations/probe.jsonl", '{"prompt_id": "a", "text": "SECRET"\n')
+    line = project.refusal(*CHECK)
+    assert "data/annotations/probe.jsonl, line 1 is no label (JSONDecodeError" in line
+    assert "SECRET" not in line
+
+
+def test_a_full_disk_leaves_params_as_they_were(project):
+    before = project.read("params.yaml")
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\n"
+        "from tnt.cli import run; run()"
     )
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"{stage}: "), done.stderr
-    assert "Check free space and permissions" in last
-    assert not [file for file in project.path.glob("data/new/*.*") if file.is_file()]
+    line = project.refusal("python", "-c", code, "rounds", "add", "r3", "--detectors", "hedges")
+    assert "File too large" in line
+    assert "Check free space and permissions" in line
+    assert project.read("params.yaml") == before
 
 
 def test_debug_shows_the_traceback(project):
@@ -234,3 +403,19 @@ def test_debug_shows_the_traceback(project):
     done = project.tnt("--debug", "check")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_the_table_of_what_goes_wrong_names_tests_that_exist():
+    """docs/robustness.md: three columns, the last `tests/<file>.py::<test>` or that with an id."""
+    lines = (ROOT / "docs/robustness.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if "::" in line]
+    assert len(rows) >= 45
+    assert all(len(row) == 3 for row in rows)
+    for _, _, test in rows:
+        file, name, id_ = re.fullmatch(r"`(tests/[\w/]+\.py)::(\w+)(?:\[(.+)\])?`", test).groups()
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        assert name in functions, test
+        assert id_ is None or id_ in texts, test
+    assert len({row[0] for row in rows}) == len(rows), "a row twice"

@@ -35,7 +35,9 @@ def test_line_of_the_log_that_a_kill_cut_off_is_skipped():
     assert runs.last_runs() == {}
     runs.command(stage, ["a", "b"])
     with runs.RUNS_FILE.open("a") as file:
-        file.write('{"stage": "stage", "cpu_s\n' + json.dumps({"stage": "later"}) + "\n")
+        file.write(
+            '{"stage": "stage", "cpu_s\n' + json.dumps({"stage": "later", "cpu_s": 1}) + "\n"
+        )
     assert list(runs.last_runs()) == ["stage", "later"]
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from tnt import layout, project, rounds
+from tnt import layout, probe, project, rounds
 from tnt.artifacts import sha256_of
 from tnt.imports import closure
 from tnt.params import edited, load_yaml
@@ -37,6 +40,8 @@ def check() -> str:
         tokenizer = models.load_tokenizer(base)
         config = AutoConfig.from_pretrained(base)
     count = project.check_prompts(loaded, tokenizer, config)
+    if loaded.report.probe:
+        probe.read({loaded.report.probe: sha256_of(Path(loaded.report.probe))})
     stages = len(project.resolved(loaded))
     found = f"{len(loaded.rounds)} rounds, {count} prompts read, params for {stages} stages"
     return f"{layout.PARAMS} is valid: {found}."
@@ -82,29 +87,39 @@ def check_accepted(names: Iterable[str]) -> None:
             )
 
 
-def pin() -> str:
-    """Write the hash of a local base model, or the revision of a Hub one, into params.yaml.
+def pin() -> list[str]:
+    """Write hashes and Hub revisions of the base and of classifiers into params.yaml; return them.
 
     Raises:
-        ValueError: The base cannot be reached.
+        ValueError: One of them cannot be reached.
     """
-    base = load_yaml(layout.PARAMS).get("base")
-    if not isinstance(base, dict) or not isinstance(base.get("name"), str):
-        raise ValueError(f"{layout.PARAMS}: base is {base!r}. Give it a source and a name.")
-    name = base["name"]
-    match base.get("source"):
+    params = load_yaml(layout.PARAMS)
+    models: dict[str, Any] = {"base": params.get("base")}
+    for name, config in (params.get("detectors") or {}).items():
+        if isinstance(config, dict) and config.get("kind") == "classifier":
+            models[f"detectors.{name}"] = config
+    found = {where: _pinned(where, config) for where, config in models.items()}
+    with edited(layout.PARAMS, load_yaml) as params:
+        for where, (key, value) in found.items():
+            functools.reduce(operator.getitem, where.split("."), params)[key] = value
+    return [f"{where}.{key}: {value}" for where, (key, value) in found.items()]
+
+
+def _pinned(where: str, config: Any) -> tuple[str, str]:
+    """Return which key pins a model, and its value."""
+    if not isinstance(config, dict) or not isinstance(config.get("name"), str):
+        raise ValueError(f"{layout.PARAMS}: {where} is {config!r}. Give it a source and a name.")
+    name = config["name"]
+    match config.get("source"):
         case "hub":
             from huggingface_hub import HfApi
 
-            key, value = "revision", str(HfApi().model_info(name).sha)
+            return "revision", str(HfApi().model_info(name).sha)
         case "local":
-            key, value = "sha256", sha256_of(Path(name))
-        case "package":
+            return "sha256", sha256_of(Path(name))
+        case "package" if where == "base":
             from tnt import models
 
-            key, value = "sha256", models.package_sha256(name, str(base.get("file")))
+            return "sha256", models.package_sha256(name, str(config.get("file")))
         case other:
-            raise ValueError(f"base.source is {other!r}. Choose hub, local or package.")
-    with edited(layout.PARAMS, load_yaml) as params:
-        params["base"][key] = value
-    return f"{key}: {value}"
+            raise ValueError(f"{where}.source is {other!r}. Choose hub or local (base: package).")

@@ -32,15 +32,13 @@ def main(
 
 @app.command()
 def check(
-    pin: Annotated[
-        bool, typer.Option(help="Write the base model's hash into params.yaml.")
-    ] = False,
+    pin: Annotated[bool, typer.Option(help="Write hashes of the models into params.yaml.")] = False,
 ) -> None:
     """Check params.yaml, the prompt files and the rounds, before anything runs."""
     from tnt import check as checks
 
     if pin:
-        print(f"base.{checks.pin()}")
+        print("\n".join(checks.pin()))
     print(checks.check())
 
 

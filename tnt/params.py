@@ -31,14 +31,19 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """Pydantic's configuration of every params dataclass: unknown keys, wrong types, NaN are errors."""
 
 
+LARGEST = 100_000
+"""Values in a YAML file. A few nested aliases make a thousand million of them."""
+
+
 def load_yaml(path: Path) -> dict[Any, Any]:
     """Return the mapping that a YAML file holds.
 
     Raises:
-        ValueError: The file is missing, not YAML, or not a mapping.
+        ValueError: The file is missing, not YAML, not a mapping, or endless by way of its aliases.
     """
     try:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        size = _size(content, {})
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist. Run from the project's root folder.") from error
     except (YAMLError, UnicodeDecodeError) as error:
@@ -48,9 +53,28 @@ def load_yaml(path: Path) -> dict[Any, Any]:
         raise ValueError(
             f"{path}{where} is not valid YAML: {problem}. Correct the file."
         ) from error
+    except RecursionError as error:
+        raise ValueError(
+            f"{path} is nested too deeply, or an alias in it contains itself. Correct the file."
+        ) from error
+    if size > LARGEST:
+        raise ValueError(
+            f"{path} holds {size:.3g} values when its aliases are written out, more than "
+            f"{LARGEST:,}. Write out what you mean, without them."
+        )
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, not a mapping of sections.")
     return content
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """Return how many values there are in a value, those of an alias wherever it stands."""
+    if not isinstance(value, Mapping | list):
+        return 1
+    if id(value) not in known:
+        below = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+        known[id(value)] = 1 + sum(_size(each, known) for each in below)
+    return known[id(value)]
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
@@ -139,7 +163,14 @@ def _sentence(error: ValidationError, section: type, where: str) -> str:
             return f"{where}: the key {key!r} is missing. Add it."
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:].rstrip(".")
-    return f"{where}: {key or 'the section'} is {first['input']!r}: {message}. Correct the value."
+    seen = shortened(first["input"])
+    return f"{where}: {key or 'the section'} is {seen}: {message}. Correct the value."
+
+
+def shortened(value: object, length: int = 60) -> str:
+    """Return what is shown of a value in an error: the beginning of its repr."""
+    shown = repr(value)
+    return shown if len(shown) <= length else f"{shown[:length]}..."
 
 
 def _field_names(section: Any) -> set[str]:

@@ -37,13 +37,22 @@ def plan() -> list[Planned]:
     """Return the stages that would run, in order: those out of date, and what depends on them.
 
     A stage whose inputs come out as they were is skipped after all, so this is an upper bound.
+
+    Raises:
+        ValueError: params.yaml cannot work, or DVC cannot read its own files.
     """
     import networkx
     from dvc.repo import Repo
 
     loaded = project.load()
     with Repo() as repo:
-        stale = set(repo.status())
+        try:
+            stale = set(repo.status())
+        except Exception as error:  # DVC has a class for each of the ways to damage dvc.lock
+            raise ValueError(
+                f"DVC cannot tell what is up to date: {type(error).__name__}: {error}. "
+                f"`git checkout {layout.LOCK}` brings back the last commit's."
+            ) from error
         graph = repo.index.graph  # an edge points from a stage to what it depends on
         for stage in networkx.dfs_postorder_nodes(graph):
             if any(needed.addressing in stale for needed in graph.successors(stage)):

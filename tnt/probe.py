@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tnt.artifacts import sha256_of
 from tnt.metrics import Rate
+from tnt.params import shortened
 from tnt.records import Completion
 
 Labels = dict[tuple[str, str], bool]
@@ -29,20 +30,29 @@ def read(pinned: Mapping[str, str]) -> Labels:
     for name, sha256 in pinned.items():
         if sha256_of(Path(name)) != sha256:
             raise ValueError(f"{name} changed after it was resolved. Run `dvc repro`.")
-        lines = Path(name).read_text(encoding="utf-8").split("\n")
+        try:
+            lines = Path(name).read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} is not UTF-8 ({error}). Convert it.") from error
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
                 prompt_id, text, flag = row["prompt_id"], row["text"], row["flag"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+                RecursionError,
+            ) as error:  # its text stays here
                 raise ValueError(
-                    f"{name}, line {number} is {line[:60]!r}, not a label ({error!r}). Write "
+                    f"{name}, line {number} is no label ({type(error).__name__}: {error}). Write "
                     '{"prompt_id": ..., "text": ..., "flag": true or false}.'
                 ) from None
             if not isinstance(flag, bool):
-                raise ValueError(f"{name}, line {number}: flag is {flag!r}. Write true or false.")
+                seen = shortened(flag)
+                raise ValueError(f"{name}, line {number}: flag is {seen}. Write true or false.")
             if labels.get((str(prompt_id), str(text)), flag) != flag:
                 raise ValueError(f"{name}, line {number} contradicts an earlier label. Keep one.")
             labels[str(prompt_id), str(text)] = flag

@@ -129,7 +129,8 @@ def load(path: Path = layout.PARAMS) -> Project:
     project = parse(values, Project, where=str(path))
     _refuse_rounds(project, path)
     for name, config in project.detectors.items():
-        detectors.input_files(name, config)
+        for file in detectors.input_files(name, config):
+            _refuse_link(file, f"{path}: detectors.{name}")
         detectors.build(name, config)
     for name in project.report.redact:
         if name not in project.detectors:
@@ -143,6 +144,7 @@ def load(path: Path = layout.PARAMS) -> Project:
             f"{path}: report.probe is {project.report.probe!r}. Name a file under "
             f"{layout.ANNOTATIONS}."
         )
+    _refuse_link(probe, f"{path}: report.probe")
     return project
 
 
@@ -217,6 +219,10 @@ def resolved(project: Project) -> dict[tuple[str, str], dict[str, Any]]:
 def check_prompts(project: Project, tokenizer: Any = None, config: Any = None) -> int:
     """Read every prompt file that the project names; return the number of prompts.
 
+    Raises:
+        ValueError: A file is broken, a prompt too long, or the same input is learned from in one
+            prompt set and measured in another.
+
     Args:
         project: Whose prompt files.
         tokenizer: If given, prompts are also rendered with its chat template and counted.
@@ -225,12 +231,17 @@ def check_prompts(project: Project, tokenizer: Any = None, config: Any = None) -
     from tnt.sampling import refuse_long
 
     seen: set[tuple[str, str]] = set()
-    users = [(project.evaluate.prompts, project.respond)]
+    measured: dict[str, str] = {}
+    users = [(layout.BASE, project.evaluate.prompts, project.respond)]
     for name, round_ in project.rounds.items():
-        users.append((round_.prompts, project.section(name, "generate")))
-    for files, sampling in users:
+        users.append((name, round_.prompts, project.section(name, "generate")))
+    for user, files, sampling in users:
         rows = list(prompts.read_sets(files, layout.PROMPTS))
         seen |= {(name, row.id) for name, row in rows}
+        if user == layout.BASE:
+            measured = _inputs(project, rows, project.evaluate.split)
+        else:
+            _refuse_shared(_inputs(project, rows, "train"), measured, user)
         if tokenizer is not None:
             rendered = [
                 prompts.render(row, name, project.prompt_sets[name], tokenizer)
@@ -238,6 +249,27 @@ def check_prompts(project: Project, tokenizer: Any = None, config: Any = None) -
             ]
             refuse_long(rendered, config, sampling)
     return len(seen)
+
+
+def _inputs(
+    project: Project, rows: list[tuple[str, prompts.RawPrompt]], split: Split
+) -> dict[str, str]:
+    """Return the inputs of one split, as duplicates are told by, each with its prompt's id."""
+    return {
+        prompts.normalised(row.input): f"{name}/{row.id}"
+        for name, row in rows
+        if prompts.split_of(row.input, project.prompt_sets[name].shares) == split
+    }
+
+
+def _refuse_shared(learned: dict[str, str], measured: dict[str, str], name: str) -> None:
+    """Raise if a round learns from an input that it is measured by, under whatever id."""
+    for text in learned.keys() & measured.keys():
+        raise ValueError(
+            f"The prompts {learned[text]!r} and {measured[text]!r} have the same input: {name} "
+            "would learn from the first and be measured by the second. Give both prompt sets the "
+            "same shares, or leave one of the two out."
+        )
 
 
 def stray_folders(rounds: Mapping[str, Any]) -> list[Path]:
@@ -354,8 +386,28 @@ def _refuse_prompts(project: Project, files: PromptFiles, where: str) -> None:
             )
         for name in names:
             file = layout.PROMPTS / prompt_set / name
-            if Path(name).name != name or not file.is_file():
+            if Path(name).name != name or not os.path.lexists(file):
                 raise ValueError(f"{where} names {name!r}, but {file} does not exist. Create it.")
+            _refuse_link(file, where)
+            if not file.is_file():
+                raise ValueError(
+                    f"{where} names {name!r}, but {file} is no file. Write one prompt a line to it."
+                )
+
+
+def _refuse_link(file: Path, where: str) -> None:
+    """Raise if a file is, or lies behind, a link out of the project."""
+    try:
+        real = Path(os.path.realpath(file, strict=True))
+    except OSError as error:
+        if not file.is_symlink():
+            return  # it does not exist: that is said elsewhere
+        raise ValueError(f"{where} names {str(file)!r}, a link to nothing. Mend it.") from error
+    if not real.is_relative_to(Path().resolve()):
+        raise ValueError(
+            f"{where} names {str(file)!r}, a link to {str(real)!r}. That is outside the project, "
+            "where neither DVC nor a clone follows it. Put a copy in its place."
+        )
 
 
 def _prepare(project: Project, files: PromptFiles, split: str) -> dict[str, Any]:

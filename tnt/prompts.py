@@ -12,11 +12,13 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from tnt.params import STRICT, did_you_mean
+from tnt.params import STRICT, did_you_mean, shortened
 from tnt.records import Prompt, Split
 
 Share = Annotated[float, Field(ge=0, le=1)]
 FIELDS = ("id", "input", "reference")
+LONGEST = 1_000_000
+"""Characters of a line. Many more take minutes to tokenise, only to exceed any context."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -76,6 +78,11 @@ def read_file(path: Path) -> list[RawPrompt]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        if len(line) > LONGEST:
+            raise ValueError(
+                f"{path}, line {number} has {len(line):,} characters. No prompt may have more than "
+                f"{LONGEST:,}: shorten it."
+            )
         row = _parse_line(line, f"{path}, line {number}")
         if row.id in rows:
             raise ValueError(f"{path}, line {number}: the id {row.id!r} occurs twice. Rename one.")
@@ -170,7 +177,10 @@ def _parse_line(line: str, where: str) -> RawPrompt:
     for key in ("id", "input"):
         value = row.get(key)
         if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{where}: {key!r} is {value!r}. It must be a text that is not empty.")
+            raise ValueError(
+                f"{where}: {key!r} is {shortened(value)}. It must be a text that is not empty."
+            )
     if not isinstance(row.get("reference"), str | None):
-        raise ValueError(f"{where}: 'reference' is {row['reference']!r}. It must be a text.")
+        seen = shortened(row["reference"])
+        raise ValueError(f"{where}: 'reference' is {seen}. It must be a text.")
     return RawPrompt(row["id"], row["input"], row.get("reference"))

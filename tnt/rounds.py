@@ -12,6 +12,7 @@ from typing import Any
 from ruamel.yaml.comments import CommentedMap
 
 from tnt import layout, project
+from tnt.artifacts import read_json
 from tnt.params import edited
 from tnt.shell import output
 
@@ -130,13 +131,12 @@ def read_metrics(name: str) -> dict[str, Any]:
     """Return a round's metrics.
 
     Raises:
-        ValueError: It was not evaluated yet.
+        ValueError: It was not evaluated yet, or the file is damaged.
     """
     path = layout.metrics(name)
     if not path.is_file():
         raise ValueError(f"{path} does not exist: {name!r} is not evaluated. Run `dvc repro`.")
-    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return metrics
+    return read_json(path, "learned", "sets", "gate")
 
 
 def outdated() -> dict[str, Any]:

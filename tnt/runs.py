@@ -63,9 +63,10 @@ def one_line_errors(name: str) -> Iterator[None]:
             traceback.print_exc()
         message = " ".join(str(error).split())
         if not isinstance(error, ValueError):
-            message = f"{type(error).__name__}: {message}."
+            message = f"{type(error).__name__}: {message.rstrip('.')}."
         if isinstance(error, OSError) or _is_full_disk(error):
-            message += " Check free space and permissions; `dvc checkout` restores earlier outputs."
+            message += " Check free space and permissions."
+            message += " `dvc checkout --force` restores earlier outputs."
         sys.exit(f"{name}: {message}")
 
 
@@ -100,8 +101,8 @@ def last_runs() -> dict[str, dict[str, Any]]:
     if not RUNS_FILE.is_file():
         return {}
     runs = {}
-    for line in RUNS_FILE.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # a line that was cut off by a kill
+    for line in RUNS_FILE.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line cut off by a kill
             run = json.loads(line)
-            runs[run["stage"]] = run
+            runs[run["stage"]] = {**run, "cpu_s": float(run["cpu_s"])}
     return runs

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 
 from tnt import layout, project
+from tnt.artifacts import read_json
 from tnt.runs import last_runs
 
 
@@ -58,7 +58,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 def _probe() -> Iterator[str]:
     if not layout.METRICS.is_file():
         return
-    probe = json.loads(layout.METRICS.read_text(encoding="utf-8")).get("probe", {})
+    probe = read_json(layout.METRICS).get("probe", {})
     if probe:
         rates = ", ".join(f"{model} {rate:.1%}" for model, rate in probe.items())
         yield f"Independent labels of test completions, flagged: {rates}"

@@ -227,8 +227,8 @@ def test_tokens_of_each_label_are_its_own(toxic):
 
 
 def test_as_few_words_as_bring_the_sentence_under_the_threshold():
-    """A judge by hand: each insult adds 6 to the log-odds -4, `really` 1 and `not` takes 1."""
-    worth = {"idiot": 6, "fool": 6, "really": 1, "not": -1}
+    """A judge by hand: each insult adds 9 to the log-odds -4, `really` 1 and `not` takes 1."""
+    worth = {"idiot": 9, "fool": 9, "really": 1, "not": -1}
 
     def classify(texts):
         return [{"insult": -4 + sum(worth.get(w, 0) for w in text.split())} for text in texts]
@@ -238,9 +238,9 @@ def test_as_few_words_as_bring_the_sentence_under_the_threshold():
         return [text[start:end] for start, end in found]
 
     assert deciding("you idiot") == ["idiot"]
-    assert deciding("you idiot you fool") == ["idiot", "fool"]  # 8, 2, 2 and -4
+    assert deciding("you idiot you fool") == ["idiot", "fool"]  # 14, 5, 5 and -4
     assert deciding("not really an idiot") == ["idiot"]
-    # 9, 3 without one insult, -3 without both; under 0.04 (log-odds -3.18) `really` goes too
+    # 15, 6 without one insult, -3 without both; under 0.04 (log-odds -3.18) `really` goes too
     assert deciding("really idiot fool") == ["idiot", "fool"]
     assert deciding("really idiot fool", threshold=0.04) == ["really", "idiot", "fool"]
     # nothing brings it under 0.01 (log-odds -4.6): all of it

@@ -9,8 +9,8 @@ The model is any that transformers has a class for, from the Hub or from a folde
   leave-one-out erasure (Li, Monroe and Jurafsky 2016, arXiv 1612.08220): a word's score is how far
   the label's log-odds fall when the word is left out; then words are left out together, the largest
   fall first, until the sentence is under the threshold, and those are flagged. Say `You idiot, you
-  fool!` has log-odds 8, 2 without either insult and -4 without both, and 8 without any other word:
-  both insults are flagged. As probabilities, 0.9997 and 0.88, the first fall would hardly show.
+  fool!` has log-odds 14, 5 without either insult, -4 without both and 14 without any other word:
+  both insults are flagged. As a probability the first fall, 1.000 to 0.993, would hardly show.
 
 Scores are rounded to three decimals before anything is decided: which texts share a batch reaches
 the last bits of a result, and hardly ever the flags then. Of weights only safetensors are read, and

@@ -27,6 +27,8 @@ from tnt.prompts import normalised
 from tnt.records import Completion, Flag, Split
 from tnt.runs import command
 
+MEASURED = ("learned", "sets", "gate")
+"""What `evaluate` writes of a round."""
 COLUMNS = (
     "order", "model", "prompt_set", "detector", "flagged", "total", "flag_rate", "low", "high",
     "clean_unchanged",
@@ -64,13 +66,14 @@ def compare(
         name: artifacts.read(evaluations_path / name / "completions.parquet", Completion)
         for name in models
     }
+    _refuse_unequal(completions)
     found = detectors.build_pinned(params.detectors)
     flags = {
         name: detectors.find_flags(found, rows, title=f"detect in {name}")
         for name, rows in completions.items()
     }
     measured = {
-        name: json.loads((evaluations_path / name / "metrics.json").read_text(encoding="utf-8"))
+        name: artifacts.read_json(evaluations_path / name / "metrics.json", *MEASURED)
         for name in params.rounds
     }
     rows = _rows(models, completions, flags, list(found), measured)
@@ -118,6 +121,17 @@ def _refuse_unlisted(params: CompareParams, *folders: Path) -> None:
                 )
 
 
+def _refuse_unequal(completions: dict[str, list[Completion]]) -> None:
+    """Raise if a model answered other prompts than the base did."""
+    expected = {(c.prompt_id, c.sample) for c in completions[BASE]}
+    for name, rows in completions.items():
+        if other := sorted(expected ^ {(c.prompt_id, c.sample) for c in rows}):
+            raise ValueError(
+                f"The completions of {name!r} and of {BASE!r} differ in {other[0]}. Run `dvc "
+                "repro`, which makes both again."
+            )
+
+
 def _learned(
     params: CompareParams, rounds_path: Path, measured: list[Completion]
 ) -> dict[str, set[str]]:
@@ -134,7 +148,7 @@ def _validated(*folders: Path) -> list[dict[str, Any]]:
     """Return what was checked of every artifact in the folders."""
     results = []
     for path in sorted(p for f in folders for p in f.rglob(f"*{validation.SUFFIX}")):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = artifacts.read_json(path, "suite", "rows", "results")
         results.append(
             {
                 "folder": path.parent.as_posix(),

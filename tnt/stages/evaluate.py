@@ -79,6 +79,11 @@ def evaluate(
     base = artifacts.read(base_completions_path, Completion)
     before = artifacts.read(parent_completions_path, Completion)
     after = artifacts.read(own_completions_path, Completion)
+    if unknown := sorted({c.prompt_id for c in (*base, *before, *after)} - references.keys()):
+        raise ValueError(
+            f"{prompts_path} lacks {unknown[0]!r}, which has completions. Run `dvc repro`, which "
+            "makes both again."
+        )
     found = detectors.build_pinned(params.detectors)
     sides = dict(zip(SIDES, (base, before, after), strict=True))
     flags = {side: detectors.find_flags(found, rows) for side, rows in sides.items()}

@@ -39,6 +39,7 @@ def generate(
     prompts = artifacts.read(prompts_path, Prompt)
     device = models.use(params.runtime)
     model = models.load(model_path, device=device)
+    models.refuse_unknown(model, ((p.prompt_id, p.prompt_ids) for p in prompts))
     tokenizer = models.load_tokenizer(model_path)
     completions = sampling.complete(
         model, tokenizer, prompts, params.sampling, name=model_path.name

@@ -58,6 +58,9 @@ def train(
         code = [artifacts.sha256_of(ROOT / path) for path in closure(Path(__file__), ROOT)]
         workdir = WORK / model_path.name / training.fingerprint(*inputs, *code, repr(params))
         original = models.load(parent_path, device=device)
+        models.refuse_unknown(
+            original, ((m.prompt_id, m.prompt_ids + m.completion_ids) for m in masks)
+        )
         updated, logs = training.train(
             original, masks, params.train, workdir=workdir, autocast=params.runtime.autocast
         )
