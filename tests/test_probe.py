@@ -42,9 +42,9 @@ def test_labels_of_all_files_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("{", r"is '\{', not a label"),
-        ("[]", r"is '\[\]', not a label"),
-        ('{"prompt_id": "p/1", "text": "a"}', r"is .*, not a label \(KeyError\('flag'\)\)"),
+        ("{", r"is no label \(JSONDecodeError: "),
+        ("[]", r"is no label \(TypeError: "),
+        ('{"prompt_id": "p/1", "text": "a"}', r"is no label \(KeyError: 'flag'\)"),
         ('{"prompt_id": "p/1", "text": "a", "flag": 1}', r": flag is 1\. Write true or false"),
     ],
 )
