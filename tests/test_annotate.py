@@ -126,8 +126,8 @@ def test_what_comes_back_is_canonical(r1):
     [
         ({"prompt_id": "p/9"}, "'p/9', sample 0, which is no completion of the round"),
         ({"sample": 5}, "'p/1', sample 5, which is no completion"),
-        ({"text": "I'm sorry."}, 'whose text is "I\'m sorry, no." and not "I\'m sorry."'),
-        ({"input": "a"}, "whose input is 'in' and not 'a'"),
+        ({"text": "I'm sorry."}, "whose text has 14 characters there and 10 in the file, .* 9 on"),
+        ({"input": "a"}, "whose input has 2 characters there and 1 in the file, .* character 0 on"),
     ],
 )
 def test_what_the_round_did_not_say_is_refused(r1, changes, message):
@@ -135,8 +135,11 @@ def test_what_the_round_did_not_say_is_refused(r1, changes, message):
     rows = [{**row, "spans": []}, {**row, **changes, "spans": []}]
     rows.append({**row, "prompt_id": "p/7", "input": "b", "spans": []})
     Path("file.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(ValueError, match=f"2 of the 3 annotations in file.jsonl .*{message}.*Not"):
+    with pytest.raises(
+        ValueError, match=f"2 of the 3 annotations in file.jsonl .*{message}.*Not"
+    ) as e:
         annotate.bring_in("r1", Path("file.jsonl"), to=TO)
+    assert "sorry" not in str(e.value)
     assert not TO.exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -76,27 +77,33 @@ def test_the_same_words_to_another_input_are_another_matter(tmp_path):
 
 
 BAD = {
-    "json": ("{", r"is not JSON .*: '\{'\. Correct"),
+    "json": ("{", r"is not JSON \(.*\)\. Correct"),
     "twice": ('{"text": "a", "text": "b"}', "a key occurs twice"),
     "surrogate": ('{"text": "\\ud83d"}', "is not JSON"),
-    "object": ('"a"', "not a JSON object"),
+    "object": ('"a"', "is a text of 1 characters, not a JSON object"),
     "key": ({**ROW, "spans": [], "lable": "x"}, "unknown key 'lable'. Valid: "),
     "missing": ({"prompt_id": "p/1", "spans": []}, "'sample' is missing. Add it"),
-    "type": ({**ROW, "sample": True, "spans": []}, "'sample' is True. It must be an integer"),
-    "text": ({**ROW, "text": None, "spans": []}, "'text' is None. It must be a text"),
+    "type": (
+        {**ROW, "sample": True, "spans": []},
+        "'sample' is a truth value. It must be an integer",
+    ),
+    "text": ({**ROW, "text": None, "spans": []}, "'text' is null. It must be a text"),
     "neither": (ROW, "has no 'spans'. Give either"),
     "both": ({**ROW, "spans": [], "corrected": ""}, "both 'spans' and 'corrected'"),
-    "correction": ({**ROW, "corrected": 3}, "'corrected' is 3. It must be the whole text"),
-    "list": ({**ROW, "spans": {}}, r"'spans' is \{\}. It must be a JSON list"),
-    "span": ({**ROW, "spans": [3]}, "a span is 3. It must be a JSON object"),
+    "correction": ({**ROW, "corrected": 3}, "'corrected' is an integer. It must be the whole text"),
+    "list": ({**ROW, "spans": {}}, r"'spans' is an object. It must be a JSON list"),
+    "span": ({**ROW, "spans": [3]}, "a span is an integer. It must be a JSON object"),
     "span key": ({**ROW, "spans": [{**SPAN, "stop": 1}]}, "unknown key 'stop'. Valid: end, label"),
-    "float": ({**ROW, "spans": [{"start": 0.0, "end": 1}]}, "start 0.0 and end 1. They must be"),
+    "float": (
+        {**ROW, "spans": [{"start": 0.0, "end": 1}]},
+        "start is a number with a point and its end an integer. They",
+    ),
     "empty": ({**ROW, "spans": [{"start": 3, "end": 3}]}, "span 3:3 is empty"),
     "space": ({**ROW, "spans": [{"start": 9, "end": 10}]}, "9:10 is empty or holds only white"),
     "outside": ({**ROW, "spans": [{"start": 3, "end": 99}]}, "3:99 lies outside .* has 16 char"),
     "before": ({**ROW, "spans": [{"start": -1, "end": 9}]}, "-1:9 lies outside"),
     "backwards": ({**ROW, "spans": [{"start": 9, "end": 2}]}, "9:2 lies outside"),
-    "label": ({**ROW, "spans": [{**SPAN, "label": ""}]}, "a label is ''. It must be"),
+    "label": ({**ROW, "spans": [{**SPAN, "label": ""}]}, "a label is a text of 0 characters"),
 }
 
 
@@ -164,17 +171,17 @@ BAD_TASKS = {
     "mini": ({"id": 1, "text": "a", "label": []}, "has no 'data' and 'annotations'. Export"),
     "other words": (
         task(label(0, 9, "You sorry", "x")),
-        "0:9 is on 'You sorry', but the text there is \"I'm sorry",
+        "0:9 is on 9 characters that do not stand there in the text, which has 16",
     ),
     "shifted": (task(label(1, 10, "I'm sorry", "x")), "1:10 is on"),
     "inclusive": (task(label(0, 8, "I'm sorry", "x")), "0:8 is on"),
     "outside": (task(label(0, 99, ROW["text"], "x")), "0:99 is on"),
     "no text": (task(label(0, 9, None, "x")), "saveTextResult"),
     "hypertext": (task(label(0, 9, "a", type="hypertextlabels")), "type 'hypertextlabels'. Show"),
-    "no label": (task(label(0, 9, "I'm sorry", "")), "a label is ''"),
-    "no result": (task(annotators=[{}]), "'result' is None. It must be a JSON list"),
-    "no value": (task({"type": "labels"}), "'value' is None. It must be a JSON object"),
-    "no sample": (task(sample="0"), "'sample' is '0'. It must be an integer"),
+    "no label": (task(label(0, 9, "I'm sorry", "")), "a label is a text of 0 characters"),
+    "no result": (task(annotators=[{}]), "'result' is null. It must be a JSON list"),
+    "no value": (task({"type": "labels"}), "'value' is null. It must be a JSON object"),
+    "no sample": (task(sample="0"), "'sample' is a text of 1 characters. It must be an integer"),
 }
 
 
@@ -182,6 +189,56 @@ BAD_TASKS = {
 def test_bad_task_is_an_error_that_says_where_and_what_to_do(tmp_path, bad, message):
     with pytest.raises(ValueError, match=rf"export\.json, task 2:? ?.*{message}"):
         read_annotations(exported(tmp_path, task(input="other"), bad))
+
+
+NAME = "Peter Hall"
+PRIVATE = {**ROW, "input": f"I am {NAME}", "text": f"Hello {NAME}!"}
+LEAKS = {
+    "broken": f'{{"text": "{NAME}',
+    "escape": f'{{"text": "{NAME}\\x"}}',
+    "control": f'{{"text": "{NAME}\t"}}',
+    "twice": f'{{"{NAME}": 1, "{NAME}": 2}}',
+    "no object": f'"{NAME}"',
+    "list": f'  ["{NAME}"]',
+    "identity": {**PRIVATE, "text": [NAME], "spans": []},
+    "sample": {**PRIVATE, "sample": NAME, "spans": []},
+    "key": {**PRIVATE, NAME: 1},
+    "neither": PRIVATE,
+    "correction": {**PRIVATE, "corrected": [NAME]},
+    "spans": {**PRIVATE, "spans": NAME},
+    "span": {**PRIVATE, "spans": [NAME]},
+    "start": {**PRIVATE, "spans": [{"start": NAME, "end": NAME}]},
+    "label": {**PRIVATE, "spans": [{"start": 0, "end": 1, "label": [NAME]}]},
+    "outside": {**PRIVATE, "spans": [{"start": 0, "end": 99, "label": NAME}]},
+}
+TASK_LEAKS = {
+    "other words": task(label(0, 10, NAME, "x"), **PRIVATE),
+    "offsets": task(label(NAME, None, NAME, "x"), **PRIVATE),
+    "text": task(label(0, 10, [NAME], "x"), **PRIVATE),
+    "label": task(label(6, 16, NAME, {"x": NAME}), **PRIVATE),
+    "labels": task({"type": "labels", "value": {"start": 0, "end": 1, "text": NAME}}, **PRIVATE),
+    "data": {"data": NAME, "annotations": []},
+    "annotations": {"data": PRIVATE, "annotations": NAME},
+    "annotation": task(annotators=[NAME], **PRIVATE),
+    "result": task(NAME, **PRIVATE),
+    "type": task({"type": [NAME], "value": {}}, NAME, **PRIVATE),
+    "value": task({"type": "labels", "value": NAME}, **PRIVATE),
+}
+
+
+@pytest.mark.parametrize("row", LEAKS.values(), ids=LEAKS)
+def test_no_error_shows_a_text(tmp_path, row):
+    good = {**ROW, "spans": []}
+    with pytest.raises(ValueError, match=r"people\.jsonl, line 2") as caught:
+        read_annotations(file(tmp_path, good, row))
+    assert not {"Peter", "Hall"} & {*re.findall(r"\w+", str(caught.value))}
+
+
+@pytest.mark.parametrize("bad", TASK_LEAKS.values(), ids=TASK_LEAKS)
+def test_no_error_about_a_task_shows_a_text(tmp_path, bad):
+    with pytest.raises(ValueError, match=r"export\.json, task 2") as caught:
+        read_annotations(exported(tmp_path, task(), bad))
+    assert not {"Peter", "Hall"} & {*re.findall(r"\w+", str(caught.value))}
 
 
 def test_corrections_of_pinned_files_are_read(tmp_path):

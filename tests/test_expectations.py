@@ -62,12 +62,15 @@ MASKS = [
     )
     for number, completion in enumerate(COMPLETIONS)
 ]
+ASKED_TEN = [replace(PROMPTS[0], prompt_id=f"replies/t{i}") for i in range(10)]
+TEN = [replace(COMPLETIONS[0], prompt_id=prompt.prompt_id) for prompt in ASKED_TEN]
 METRICS = {
     "round": "r1",
     "sets": {
         "replies": {
             "change": {"p_value": 0.01, "difference": -0.4, "fixed": 4},
             "divergence": {"forward": 0.02, "reverse": 0.01, "negative_mass": 0.1},
+            "divergence_from_base": {"forward": 0.02},
             "similarity": {"bleu": 88.0, "rouge_l": 0.9},
         }
     },
@@ -128,7 +131,12 @@ GOOD = {
     "one empty completion of eight": completions(changed(COMPLETIONS, text=""), max_empty=0.125),
     "flags": flags(),
     "no flag": flags([]),
-    "a redacted flag": flags(changed(FLAGS, text="\u2588" * 5)),
+    "a redacted flag": flags(
+        changed(FLAGS, text="\u2588" * 5), changed(COMPLETIONS, text="\u2588" * 6 + " no")
+    ),
+    "seven empty of ten": completions(
+        [replace(c, text="") for c in TEN[:7]] + TEN[7:], ASKED_TEN, max_empty=0.7
+    ),
     "masks": masks(),
     "masks of nothing flagged": masks(
         [replace(m, negative_mask=[False] * 3, kept_mask=[True] * 3) for m in MASKS], flags=[]
@@ -159,8 +167,16 @@ BAD = {
     "a prompt without tokens": (prompts(changed(PROMPTS, prompt_ids=[])), "'prompt_tokens' in 1"),
     "no completion": (completions([]), "expect_table_row_count_to_be_between"),
     "a completion twice": (
-        completions([*COMPLETIONS, COMPLETIONS[0]]),
+        completions([*COMPLETIONS[1:], COMPLETIONS[1]]),
         "expect_compound_columns_to_be_unique",
+    ),
+    "a prompt without a completion": (
+        completions(COMPLETIONS[1:]),
+        "fails expect_table_row_count_to_equal on 'prompt_id, sample', which is 7",
+    ),
+    "a sample that was not asked for": (
+        completions(changed(COMPLETIONS, sample=7)),
+        "'sample' in 1 of 8 rows: replies/r0/7",
     ),
     "another model's": (completions(changed(COMPLETIONS, model="r1")), "'model' in 1 of 8"),
     "an unknown prompt": (
@@ -171,7 +187,7 @@ BAD = {
         completions(changed(COMPLETIONS, prompt_ids=[9])),
         "'answers_a_prompt' in 1",
     ),
-    "a sample missing": (completions(samples=2), "'samples' in 8 of 8 rows"),
+    "a sample missing": (completions(samples=2), "expect_table_row_count_to_equal"),
     "ids of another text": (
         completions(decoded=["else"] + ["sorry, no"] * 7),
         "'decodes_to_text' in 1 of 8 rows: replies/r0/0. The tokenizer changed",
@@ -196,8 +212,12 @@ BAD = {
     "a flag of another text": (flags(changed(FLAGS, text="sorry,")), "'quotes_the_text' in 1"),
     "a score above 1": (flags(changed(FLAGS, score=1.5)), "'score' in 1 of 4"),
     "a score that is no number": (flags(changed(FLAGS, score=math.nan)), "'score'"),
-    "a mask missing": (masks(MASKS[1:]), "expect_table_row_count_to_be_between"),
-    "a mask twice": (masks([*MASKS, MASKS[0]]), "expect_compound_columns_to_be_unique"),
+    "a mask missing": (masks(MASKS[1:]), "on 'generated', which is 7"),
+    "a correction in place of a mask": (
+        masks([*MASKS[1:], replace(MASKS[0], source="corrected")]),
+        "on 'generated', which is 7",
+    ),
+    "a mask twice": (masks([*MASKS[1:], MASKS[1]]), "expect_compound_columns_to_be_unique"),
     "a mask of other ids": (
         masks(changed(MASKS, completion_ids=[1, 2, 4])),
         "'of_a_completion' in 1 of 8",
@@ -229,7 +249,17 @@ BAD = {
     "an infinite metric": (metrics(("similarity", "bleu"), math.inf), "sets/replies/similarity/bl"),
     "a metric that is no number": (metrics(("similarity", "bleu"), math.nan), "'finite' in 1"),
     "a probability above 1": (metrics(("change", "p_value"), 1.5), "'in_range' in 1"),
-    "a negative divergence": (metrics(("divergence", "forward"), -0.1), "'not_negative' in 1"),
+    "a negative divergence": (metrics(("divergence", "forward"), -0.1), "'in_range' in 1"),
+    "a negative divergence from the base": (
+        metrics(("divergence_from_base", "forward"), -3.0),
+        "'in_range' in 1",
+    ),
+    "a BLEU above 100": (metrics(("similarity", "bleu"), 250.0), "'in_range' in 1"),
+    "a difference of rates below -1": (metrics(("change", "difference"), -7.0), "'in_range' in 1"),
+    "a prompt of an unknown set": (
+        expectations.prompts(PROMPTS, {}, "train"),
+        "'split_of_its_text' in 8 of 8 rows",
+    ),
     "a rate outside its interval": (
         comparison([{**ROW, "low": 0.3}]),
         "'within_interval' in 1 of 1 rows: r1/replies/apology",

@@ -353,3 +353,17 @@ def test_pieces_that_do_not_add_up_to_the_text_are_not_believed():
     assert found.text == "a b"
     assert masked(fast(tokenizer), found, (0, 1)).negative_mask == [True, False, False]
     assert masked(fast(tokenizer), found, (2, 3)).negative_mask == [False, True, False]
+
+
+def test_white_space_inside_a_flagged_span_does_not_end_it():
+    """The token of a paragraph's end has no character that counts, and stood for the span's end."""
+    tokenizer = fast(
+        Tokenizer(models.WordLevel({"a": 0, "b": 1, "\n\n": 2, "c": 3}, unk_token="a"))
+    )
+    tokenizer.backend_tokenizer.decoder = decoders.Fuse()
+    found = completion(tokenizer, [0, 2, 1, 3])
+    assert found.text == "a\n\nbc"
+    mask = masked(tokenizer, found, (0, 4), after_negative="end")
+    assert mask.negative_mask == [True, False, True, False]
+    apart = masked(tokenizer, found, (0, 1), (3, 4), after_negative="end")
+    assert apart.negative_mask == [True, False, True, False]

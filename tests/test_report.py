@@ -50,7 +50,7 @@ def written(pages, folder, **changes):
         "low": 0.02,
         "high": 0.4,
     }
-    context = {"rows": [row], "probe": {}, "split": "test", **changes}
+    context = {"rows": [row], "probe": {}, "split": "test", "validated": [], **changes}
     report.write(pages, context, folder)
     return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -156,7 +157,13 @@ def _difference(
     for field in ("input", "text"):
         wanted, found = getattr(completion, field), getattr(annotation, field)
         if wanted != found:
-            return f"whose {field} is {wanted[:60]!r} and not {found[:60]!r}"
+            # Never the words: they may be private.
+            pairs = enumerate(itertools.zip_longest(wanted, found))
+            first = next(i for i, (one, other) in pairs if one != other)
+            return (
+                f"whose {field} has {len(wanted)} characters there and {len(found)} in the file, "
+                f"and differs from character {first} on"
+            )
     return None
 
 

@@ -14,6 +14,7 @@ said belongs to a text given an input: it holds for every model that said exactl
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def read_annotations(path: Path) -> list[Annotation]:
     Raises:
         ValueError: The file is missing or empty, a line or task of it cannot be read or names
             characters that are not there, or two say different things about one text; names the
-            file, the line or task, the value and the remedy.
+            file, the line or task and the remedy, never what a text says: it may be private.
     """
     try:
         content = path.read_text(encoding="utf-8-sig")
@@ -118,7 +119,7 @@ def _json_lines(content: str, path: Path) -> Iterator[tuple[str, Annotation]]:
         where = f"{path}, line {number}"
         row = _parsed(line, where)
         if not isinstance(row, dict):
-            raise ValueError(f"{where} is {line[:60]!r}, not a JSON object. Correct the line.")
+            raise ValueError(f"{where} is {_kind(row)}, not a JSON object. Correct the line.")
         _refuse_unknown(row, _FIELDS, where)
         identity = _identity(row, where)
         if ("spans" in row) == ("corrected" in row):
@@ -133,8 +134,8 @@ def _json_lines(content: str, path: Path) -> Iterator[tuple[str, Annotation]]:
             yield where, Annotation(**identity, spans=tuple(sorted({*spans})))
         elif not isinstance(row["corrected"], str):
             raise ValueError(
-                f"{where}: 'corrected' is {row['corrected']!r}. It must be the whole text as it "
-                "should have been."
+                f"{where}: 'corrected' is {_kind(row['corrected'])}. It must be the whole text as "
+                "it should have been."
             )
         else:
             yield where, Annotation(**identity, corrected=row["corrected"])
@@ -184,18 +185,19 @@ def _label_studio_spans(
     labels = _list(value.get("labels"), f"{where}: 'labels'")
     if type(start) is not int or type(end) is not int or not isinstance(said, str):
         raise ValueError(
-            f"{where} has a label with start {start!r}, end {end!r} and text {said!r}. It must "
-            "have two integers and a text: leave <Text>'s saveTextResult at 'yes'."
+            f"{where} has a label whose start is {_kind(start)}, end {_kind(end)} and text "
+            f"{_kind(said)}. It must have two integers and a text: leave <Text>'s saveTextResult "
+            "at 'yes'."
         )
     for label in labels:
         if not isinstance(label, str) or not label:
-            raise ValueError(f"{where}: a label is {label!r}. It must be a text that is not empty.")
+            raise ValueError(f"{where}: a label is {_kind(label)}. It must be one with characters.")
         found = _located(start, end, said, text)
         if found is None:
             raise ValueError(
-                f"{where}: the label at {start}:{end} is on {said!r}, but the text there is "
-                f"{text[max(start, 0) : max(end, 0)]!r}. Import into Label Studio what `tnt "
-                "annotate export` wrote, unchanged."
+                f"{where}: the label at {start}:{end} is on {len(said)} characters that do not "
+                f"stand there in the text, which has {len(text)}. Import into Label Studio what "
+                "`tnt annotate export` wrote, unchanged."
             )
         yield *_checked(*found, text, where), label
 
@@ -225,11 +227,11 @@ def _span(value: Any, text: str, where: str) -> Labelled:
     start, end, label = value.get("start"), value.get("end"), value.get("label", LABEL)
     if type(start) is not int or type(end) is not int:
         raise ValueError(
-            f"{where}: a span has start {start!r} and end {end!r}. They must be integers, the "
-            "characters [start, end) of the text."
+            f"{where}: a span's start is {_kind(start)} and its end {_kind(end)}. They must be "
+            "integers, the characters [start, end) of the text."
         )
     if not isinstance(label, str) or not label:
-        raise ValueError(f"{where}: a label is {label!r}. It must be a text that is not empty.")
+        raise ValueError(f"{where}: a label is {_kind(label)}. It must be one with characters.")
     return (*_checked(start, end, text, where), label)
 
 
@@ -255,30 +257,47 @@ def _identity(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise ValueError(f"{where}: {key!r} is missing. Add it, as in the completion.")
         if type(values[key]) is not kind:
             wanted = "an integer" if kind is int else "a text"
-            raise ValueError(f"{where}: {key!r} is {values[key]!r}. It must be {wanted}.")
+            raise ValueError(f"{where}: {key!r} is {_kind(values[key])}. It must be {wanted}.")
     return {key: values[key] for key in _IDENTITY}
 
 
 def _refuse_unknown(values: Mapping[str, Any], valid: tuple[str, ...], where: str) -> None:
     for key in values:
         if key not in valid:
-            raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, valid)}")
+            raise ValueError(f"{where}: unknown key {_named(key)}.{did_you_mean(key, valid)}")
 
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{what} is {_short(value)}. It must be a JSON object.")
+        raise ValueError(f"{what} is {_kind(value)}. It must be a JSON object.")
     return value
 
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"{what} is {_short(value)}. It must be a JSON list.")
+        raise ValueError(f"{what} is {_kind(value)}. It must be a JSON list.")
     return value
 
 
-def _short(value: Any) -> str:
-    return repr(value)[:60]
+def _kind(value: Any) -> str:
+    """Return what is said of a value in an error: a text there may be private."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a truth value"
+        case int():
+            return "an integer"
+        case float():
+            return "a number with a point"
+        case str():
+            return f"a text of {len(value)} characters"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def _named(key: str) -> str:
+    """Return what is said of a key: it is shown if it looks like a field's, and is no text."""
+    return repr(key) if re.fullmatch(r"[a-z_]{1,20}", key) else f"of {len(key)} characters"
 
 
 def _parsed(text: str, where: str) -> Any:
@@ -286,12 +305,12 @@ def _parsed(text: str, where: str) -> Any:
         value = json.loads(text, object_pairs_hook=_no_duplicates)
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON ({error}): {text[:60]!r}. Correct it.") from None
+        raise ValueError(f"{where} is not JSON ({error}). Correct it.") from None
     return value
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise ValueError(f"a key occurs twice among {[key for key, _ in pairs]}")
+        raise ValueError(f"a key occurs twice among {', '.join(_named(key) for key, _ in pairs)}")
     return row

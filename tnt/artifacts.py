@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,6 +122,13 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     if not isinstance(found, dict) or not found.keys() >= {*keys}:
         raise ValueError(f"{path} is no object with the keys {', '.join(keys)}. {MAKE_AGAIN}")
     return found
+
+
+def refuse_changed(pinned: Mapping[str, str]) -> None:
+    """Raise if a file is not the one that `resolve` pinned, `{path: sha256}`."""
+    for path, sha256 in pinned.items():
+        if sha256_of(Path(path)) != sha256:
+            raise ValueError(f"{path} changed after it was resolved. Run `dvc repro`.")
 
 
 def sha256_of(path: Path) -> str:

@@ -48,7 +48,8 @@ def corrected_masks(
     with its last token if the model ended by itself, else open.
 
     Raises:
-        ValueError: The tokenizer reads a part of a correction as a special token, or not at all.
+        ValueError: The tokenizer reads a part of a correction as a special token, or not at all;
+            white space it may read as other white space.
     """
     masks = []
     special = set(tokenizer.all_special_ids)
@@ -64,6 +65,13 @@ def corrected_masks(
                     f"{completion.sample}, becomes {tokenizer.convert_ids_to_tokens(token)!r} in "
                     "part, which is no text that the model can say. Correct the annotation."
                 )
+        read = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        if read.split() != corrected.split():
+            raise ValueError(
+                f"The correction of completion {completion.prompt_id!r}, sample "
+                f"{completion.sample}, has characters that the tokenizer does not know. Correct "
+                "the annotation."
+            )
         if completion.finished:
             ids = [*ids, completion.completion_ids[-1]]
         masks.append(

@@ -17,14 +17,14 @@ from tnt.artifacts import R
 from tnt.expectations import ExpectParams
 from tnt.project import Project
 from tnt.records import Completion, Flag, Mask, Prompt, Split
-from tnt.sampling import SamplingParams
+from tnt.sampling import SamplingParams, choose
 from tnt.validation import Suite
 
 FOLDER = Path("work/docs")
 
 
 def build() -> Path:
-    """Validate every artifact that is there once more; return the page to open."""
+    """Validate every artifact that holds rows or numbers once more; return the page to open."""
     context = validation.new_context()
     import great_expectations as gx  # the context decides whether it may call home
     from great_expectations.checkpoint.actions import UpdateDataDocsAction
@@ -119,20 +119,22 @@ def _completions(
     sampling: SamplingParams,
     expect: ExpectParams,
 ) -> Suite:
+    from transformers import AutoConfig
+
     base = layout.model(layout.BASE)
     decoded = models.load_tokenizer(base).batch_decode(
         [row.completion_ids for row in rows],
         skip_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = AutoConfig.from_pretrained(base).get_text_config()
     return expectations.completions(
         rows,
-        asked,
+        choose(asked, sampling.max_prompts),
         decoded,
         model=model,
         samples=sampling.samples,
         limits={s: sampling.limit(s) for s in {row.prompt_set for row in rows}},
-        vocabulary=config["vocab_size"],
+        vocabulary=config.vocab_size,
         max_empty=expect.max_empty,
     )

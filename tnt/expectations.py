@@ -7,7 +7,6 @@ Great Expectations on them. Texts never enter it: rows are named by their keys.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -16,7 +15,6 @@ from pydantic.dataclasses import dataclass as params_dataclass
 
 from tnt.params import STRICT
 from tnt.records import Completion, Flag, Mask, Prompt, Split
-from tnt.redaction import blot
 from tnt.validation import Expected, Suite
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -62,7 +60,7 @@ def prompts(rows: Sequence[Prompt], splits: Mapping[str, Split], split: Split) -
             "prompt_id": row.prompt_id,
             "of_its_set": row.prompt_id.startswith(f"{row.prompt_set}/"),
             "split": row.split,
-            "split_of_its_text": splits.get(row.prompt_id),
+            "split_of_its_text": splits.get(row.prompt_id, "unknown"),
             "input_characters": len(row.input.strip()),
             "prompt_tokens": len(row.prompt_ids),
         }
@@ -85,7 +83,7 @@ def prompts(rows: Sequence[Prompt], splits: Mapping[str, Split], split: Split) -
 
 def completions(
     rows: Sequence[Completion],
-    prompts: Sequence[Prompt],
+    asked: Sequence[Prompt],
     decoded: Sequence[str],
     *,
     model: str,
@@ -98,7 +96,7 @@ def completions(
 
     Args:
         rows: The completions.
-        prompts: What they answer; some may have been left out by `max_prompts`.
+        asked: The prompts that must be answered, each as often as there are samples.
         decoded: What each completion's ids decode to.
         model: Whose they are.
         samples: Completions per prompt.
@@ -106,10 +104,7 @@ def completions(
         vocabulary: Number of token ids.
         max_empty: Share that may be empty.
     """
-    of = {prompt.prompt_id: prompt for prompt in prompts}
-    answers: dict[str, set[int]] = defaultdict(set)
-    for row in rows:
-        answers[row.prompt_id].add(row.sample)
+    of = {prompt.prompt_id: prompt for prompt in asked}
     table = [
         {
             "prompt_id": row.prompt_id,
@@ -117,7 +112,6 @@ def completions(
             "model": row.model,
             "answers_a_prompt": (prompt := of.get(row.prompt_id)) is not None
             and (prompt.prompt_ids, prompt.input) == (row.prompt_ids, row.input),
-            "samples": len(answers[row.prompt_id]),
             "decodes_to_text": text == row.text,
             "spare_tokens": limits[row.prompt_set] - len(row.completion_ids),
             "known_tokens": all(0 <= token < vocabulary for token in row.completion_ids),
@@ -131,10 +125,11 @@ def completions(
         ("prompt_id", "sample"),
         table,
         Expected("TableRowCountToBeBetween", "Give the round prompts.", {"min_value": 1}),
+        Expected("TableRowCountToEqual", again, {"value": len(asked) * samples}),
         _unique(("prompt_id", "sample"), again),
+        _in("sample", list(range(samples)), again),
         _in("model", [model], again),
         _true("answers_a_prompt", again),
-        _in("samples", [samples], again),
         _true("decodes_to_text", "The tokenizer changed: run `dvc repro` from `base` on."),
         _between("spare_tokens", 0, None, "Check max_new_tokens."),
         _true("known_tokens", "Model and tokenizer do not belong together: check `base`."),
@@ -143,7 +138,7 @@ def completions(
             [False],
             "The model answers nothing: check the prompt set's template and chat setting, or raise "
             "expect.max_empty.",
-            mostly=1 - max_empty,
+            mostly=max(1 - max_empty - _ROUND_OFF, 0),
         ),
     )
 
@@ -153,7 +148,7 @@ def flags(rows: Sequence[Flag], completions: Sequence[Completion], names: Iterab
 
     Args:
         rows: The flags.
-        completions: What they are about.
+        completions: What they are about, redacted where the flags are.
         names: The detectors that ran.
     """
     texts = {(c.prompt_id, c.sample): c.text for c in completions}
@@ -165,8 +160,7 @@ def flags(rows: Sequence[Flag], completions: Sequence[Completion], names: Iterab
                 **{name: getattr(row, name) for name in Flag.KEY},
                 "of_a_completion": text is not None,
                 "inside_the_text": text is not None and 0 <= row.start < row.end <= len(text),
-                "quotes_the_text": text is not None
-                and row.text in (quoted := text[row.start : row.end], blot(quoted)),
+                "quotes_the_text": text is not None and text[row.start : row.end] == row.text,
                 "score": row.score,
             }
         )
@@ -213,6 +207,7 @@ def masks(
         table.append(
             {
                 **{name: getattr(row, name) for name in Mask.KEY},
+                "generated": int(own),
                 "of_a_completion": completion is not None
                 and row.prompt_ids == completion.prompt_ids
                 and (not own or row.completion_ids == completion.completion_ids),
@@ -231,8 +226,11 @@ def masks(
         "masks",
         Mask.KEY,
         table,
+        Expected("TableRowCountToBeBetween", "Give the round prompts.", {"min_value": 1}),
         Expected(
-            "TableRowCountToBeBetween", again, {"min_value": len(completions), "max_value": None}
+            "ColumnSumToBeBetween",
+            again,
+            {"column": "generated", "min_value": len(completions), "max_value": len(completions)},
         ),
         _unique(Mask.KEY, again),
         _true("of_a_completion", again),
@@ -245,8 +243,8 @@ def masks(
             "correct the detectors, or expect.min_negative_share and expect.max_negative_share.",
             {
                 "column": "negative",
-                "min_value": math.ceil(low * tokens),
-                "max_value": math.floor(high * tokens),
+                "min_value": math.ceil(low * tokens - _ROUND_OFF),
+                "max_value": math.floor(high * tokens + _ROUND_OFF),
             },
         ),
     )
@@ -290,10 +288,10 @@ def metrics(report: Mapping[str, Any]) -> Suite:
         {
             "metric": "/".join(path),
             "finite": math.isfinite(value),
-            "in_range": path[-1] not in _SHARES or 0 <= value <= 1,
-            "not_negative": "divergence" not in path[-2:-1] or value >= -_ROUND_OFF,
+            "in_range": low <= value <= high,
         }
         for path, value in _numbers(report)
+        for low, high in [_bounds(path)]
     ]
     bug = "This is a fault in the measurement: please report it with the file."
     return _suite(
@@ -303,7 +301,6 @@ def metrics(report: Mapping[str, Any]) -> Suite:
         Expected("TableRowCountToBeBetween", bug, {"min_value": 1}),
         _true("finite", bug),
         _true("in_range", bug),
-        _true("not_negative", bug),
     )
 
 
@@ -343,6 +340,17 @@ def comparison(rows: Sequence[Mapping[str, Any]], learned: Mapping[str, set[str]
             "evaluate.split.",
         ),
     )
+
+
+def _bounds(path: tuple[str, ...]) -> tuple[float, float]:
+    """Return between what a metric must lie, given the keys that lead to it."""
+    if path[-1] in _SHARES:
+        return _SHARE
+    if path[-1] == "bleu":
+        return 0.0, 100.0 + _ROUND_OFF
+    if path[-1] == "difference":
+        return -1.0, 1.0
+    return (-_ROUND_OFF if path[-2:-1] and path[-2].startswith("divergence") else 0.0), _FINITE[1]
 
 
 def _suite(

@@ -77,8 +77,8 @@ def mask_completion(
         first = negative.index(True)
         kept[first:] = [False] * len(kept[first:])
         if params.after_negative == "end":
-            end = next((i for i in range(first, len(flagged)) if not flagged[i]), len(flagged))
-            negative[end:] = [False] * len(negative[end:])
+            limit = _end_of_span(flags, spans[first], text)
+            negative = [hit and spans[i][0] < limit for i, hit in enumerate(negative)]
     return Mask(
         prompt_id=completion.prompt_id,
         sample=completion.sample,
@@ -87,6 +87,15 @@ def mask_completion(
         negative_mask=negative,
         kept_mask=kept,
     )
+
+
+def _end_of_span(flags: Sequence[Flag], token: tuple[int, int], text: str) -> int:
+    """Return where the flagged span of a token ends; flags with white space between are one."""
+    start, end = token
+    for flag in sorted(flags, key=lambda flag: flag.start):
+        if flag.end > start and not text[end : flag.start].strip():
+            end = max(end, flag.end)
+    return end
 
 
 def mask_all(

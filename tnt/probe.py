@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tnt.artifacts import sha256_of
+from tnt.artifacts import refuse_changed
 from tnt.metrics import Rate
 from tnt.params import shortened
 from tnt.records import Completion
@@ -27,9 +27,8 @@ def read(pinned: Mapping[str, str]) -> Labels:
         ValueError: A file changed after it was pinned, or a line is no label.
     """
     labels: Labels = {}
-    for name, sha256 in pinned.items():
-        if sha256_of(Path(name)) != sha256:
-            raise ValueError(f"{name} changed after it was resolved. Run `dvc repro`.")
+    refuse_changed(pinned)
+    for name in pinned:
         try:
             lines = Path(name).read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:

@@ -264,7 +264,7 @@ def _inputs(
 
 def _refuse_shared(learned: dict[str, str], measured: dict[str, str], name: str) -> None:
     """Raise if a round learns from an input that it is measured by, under whatever id."""
-    for text in learned.keys() & measured.keys():
+    for text in sorted(learned.keys() & measured.keys()):
         raise ValueError(
             f"The prompts {learned[text]!r} and {measured[text]!r} have the same input: {name} "
             "would learn from the first and be measured by the second. Give both prompt sets the "
@@ -432,13 +432,24 @@ def _detectors(project: Project, names: list[str]) -> dict[str, Any]:
     return {
         "instances": {name: project.detectors[name] for name in names},
         "inputs": _pinned(sorted(set(files))),
+        "versions": {
+            package: version
+            for name in names
+            for package, version in detectors.package_versions(
+                name, project.detectors[name]
+            ).items()
+        },
     }
 
 
 def _shown(project: Project, names: list[str]) -> dict[str, Any]:
     """Return detectors for a stage that writes down what they found."""
-    redact = [name for name in project.report.redact if name in names]
-    return {**_detectors(project, names), "redact": redact}
+    redact = project.report.redact
+    return {
+        **_detectors(project, list(dict.fromkeys([*names, *redact]))),
+        "instances": {name: project.detectors[name] for name in names},
+        "redact": {name: project.detectors[name] for name in redact},
+    }
 
 
 def _corrections(project: Project, names: list[str]) -> dict[str, str]:

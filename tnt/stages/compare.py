@@ -67,7 +67,7 @@ def compare(
         for name in models
     }
     _refuse_unequal(completions)
-    found = detectors.build_pinned(params.detectors)
+    found, redacting = detectors.build_pinned(params.detectors)
     flags = {
         name: detectors.find_flags(found, rows, title=f"detect in {name}")
         for name, rows in completions.items()
@@ -82,7 +82,7 @@ def compare(
     labels = probe.read(params.probe)
     probed = {name: probe.rate(labels, completions[name]) for name in models if labels}
 
-    private = {name: found[name] for name in params.detectors.redact}
+    shown = {name: detectors.redacted(redacting, rows) for name, rows in completions.items()}
     shutil.rmtree(report_path, ignore_errors=True)
     pages = [
         report.RoundPage(
@@ -90,17 +90,19 @@ def compare(
             parent=parent,
             detectors=params.trained[name],
             metrics=measured[name],
-            pairs=_pairs(
-                completions[parent], completions[name], flags[parent], flags[name], private
-            ),
+            pairs=_pairs(shown[parent], shown[name], flags[parent], flags[name]),
         )
         for name, parent in params.rounds.items()
     ]
+    folders = (prepared_path, evaluations_path, rounds_path)
     context = {
         "rows": rows,
         "probe": probed,
         "split": params.split,
-        "validated": _validated(prepared_path, evaluations_path, rounds_path),
+        "validated": _validated(
+            *table_path.parent.glob(f"*{validation.SUFFIX}"),
+            *(p for folder in folders for p in folder.rglob(f"*{validation.SUFFIX}")),
+        ),
     }
     report.write(pages, context, report_path)
     table = _csv(rows)
@@ -144,10 +146,10 @@ def _learned(
     return found
 
 
-def _validated(*folders: Path) -> list[dict[str, Any]]:
-    """Return what was checked of every artifact in the folders."""
+def _validated(*paths: Path) -> list[dict[str, Any]]:
+    """Return what was checked of every artifact, from the files that say so."""
     results = []
-    for path in sorted(p for f in folders for p in f.rglob(f"*{validation.SUFFIX}")):
+    for path in sorted(paths):
         found = artifacts.read_json(path, "suite", "rows", "results")
         results.append(
             {
@@ -195,11 +197,7 @@ def _rows(
 
 
 def _pairs(
-    before: list[Completion],
-    after: list[Completion],
-    old: list[Flag],
-    new: list[Flag],
-    private: dict[str, detectors.Detect],
+    before: list[Completion], after: list[Completion], old: list[Flag], new: list[Flag]
 ) -> list[report.Pair]:
     answers = {(c.prompt_id, c.sample): c for c in after}
     found: dict[tuple[str, int], tuple[list[Flag], list[Flag]]] = defaultdict(lambda: ([], []))
@@ -207,16 +205,7 @@ def _pairs(
         for flag in flags:
             found[flag.prompt_id, flag.sample][side].append(flag)
     keys = [(c.prompt_id, c.sample) for c in before]
-    return [
-        report.pair(
-            completion,
-            answers[key],
-            *found[key],
-            redact=private,
-            private=[(s.start, s.end) for d in private.values() for s in d(completion.input, "")],
-        )
-        for completion, key in zip(before, keys, strict=True)
-    ]
+    return [report.pair(c, answers[key], *found[key]) for c, key in zip(before, keys, strict=True)]
 
 
 def _latest(

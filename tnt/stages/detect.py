@@ -6,6 +6,7 @@ python -m tnt.stages.detect data/rounds/r1/completions.parquet data/rounds/r1/fl
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tnt import artifacts, detectors, expectations, validation
@@ -17,9 +18,12 @@ from tnt.runs import command
 def detect(completions_path: Path, flags_path: Path, *, params: DetectorsParams) -> None:
     """Write one row per finding."""
     completions = artifacts.read(completions_path, Completion)
-    found = detectors.build_pinned(params)
-    flags = detectors.find_flags(found, completions, redact=params.redact, title="detect")
-    validation.validate(expectations.flags(flags, completions, found), flags_path)
+    found, redacting = detectors.build_pinned(params)
+    flags = detectors.find_flags(found, completions, title="detect")
+    shown = detectors.redacted(redacting, completions)
+    texts = {(c.prompt_id, c.sample): c.text for c in shown}
+    flags = [replace(f, text=texts[f.prompt_id, f.sample][f.start : f.end]) for f in flags]
+    validation.validate(expectations.flags(flags, shown, found), flags_path)
     artifacts.write(flags, flags_path, Flag)
 
 

@@ -84,9 +84,14 @@ def evaluate(
             f"{prompts_path} lacks {unknown[0]!r}, which has completions. Run `dvc repro`, which "
             "makes both again."
         )
-    found = detectors.build_pinned(params.detectors)
+    found, _ = detectors.build_pinned(params.detectors)
     sides = dict(zip(SIDES, (base, before, after), strict=True))
-    flags = {side: detectors.find_flags(found, rows) for side, rows in sides.items()}
+    flags = {
+        side: detectors.find_flags(found, sides[side], title=f"detect in {side}")
+        for side in ("before", "after")
+    }
+    first_round = base_completions_path == parent_completions_path
+    flags["base"] = flags["before"] if first_round else detectors.find_flags(found, base)
     names = sorted({c.prompt_set for c in before})
     parent_name = parent_model_path.name
     report: dict[str, Any] = {

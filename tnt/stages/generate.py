@@ -46,7 +46,7 @@ def generate(
     )
     suite = expectations.completions(
         completions,
-        prompts,
+        sampling.choose(prompts, params.sampling.max_prompts),
         tokenizer.batch_decode(
             [c.completion_ids for c in completions],
             skip_special_tokens=True,

@@ -30,10 +30,8 @@ class PrepareParams:
 def prepare(base_path: Path, prompts_path: Path, *, params: PrepareParams) -> None:
     """Write the prompts of the split, with the base model's template and tokens."""
     for prompt_set, files in params.files.items():
-        for name, pinned in files.items():
-            file = layout.PROMPTS / prompt_set / name
-            if artifacts.sha256_of(file) != pinned:
-                raise ValueError(f"{file} changed after it was resolved. Run `dvc repro`.")
+        folder = layout.PROMPTS / prompt_set
+        artifacts.refuse_changed({str(folder / name): pinned for name, pinned in files.items()})
     tokenizer = models.load_tokenizer(base_path)
     rendered = [
         prompts.render(row, prompt_set, params.prompt_sets[prompt_set], tokenizer)

@@ -21,6 +21,7 @@ def resolve(resolved_path: Path, params_path: Path) -> None:
     """Write `<round>/<stage>.yaml` for every stage of every round."""
     loaded = project.load(params_path)
     project.refuse_stray_folders(loaded.rounds)
+    project.check_prompts(loaded)
     found = project.resolved(loaded)
     shutil.rmtree(resolved_path, ignore_errors=True)
     for (round_name, stage), values in found.items():
