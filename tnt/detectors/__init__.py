@@ -33,7 +33,9 @@ Detect = Callable[[str, str], list[Span]]
 """(completion text, prompt input) -> spans, in any order.
 
 A detector that is faster on many texts at once may also have a method `many`, from a list of such
-pairs to an iterator over their spans, in the same order; it is then called instead."""
+pairs to an iterator over their spans, in the same order; it is then called instead. A method
+`prepare`, without arguments, is called before any text is shown to it: errors in it are reported
+in full, later ones by their type only, because they may quote the text."""
 
 
 @dataclass(frozen=True, slots=True)

