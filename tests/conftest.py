@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,11 +142,11 @@ class Project:
         return tuple(command.replace("${key}", name).replace("${item.parent}", "base").split())
 
     def refusal(self, *command: str) -> str:
-        """Run what must fail with one line; return that line."""
+        """Run what must fail with one line, progress bars aside; return that line."""
         done = self.run(*command)
         assert done.returncode == 1, done.stderr
         assert done.stdout == ""
-        lines = done.stderr.splitlines()
+        lines = [line for line in done.stderr.splitlines() if line and "%|" not in line]
         assert len(lines) == 1, done.stderr
         return lines[0]
 
@@ -216,7 +217,6 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         "OMP_WAIT_POLICY": "PASSIVE",
         "PATH": os.pathsep.join([str(client.parent), os.environ["PATH"]]),
         "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",
     }
     environment = {**os.environ, **settings}
     command = [sys.executable, forkserver.__file__, settings["FORKSERVER"], *PRELOADED]
@@ -291,3 +291,33 @@ def _finished(
 def project(finished_llama: Project, tmp_path: Path) -> Project:
     """Return a finished project of the test's own."""
     return finished_llama.copy(tmp_path / "project")
+
+
+@pytest.fixture
+def refused(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], str]:
+    """Return a function that runs a stage or `check`, here, where it must fail with one line."""
+    from tnt import check, runs
+
+    def begin(stage: str) -> None:
+        if stage == "check":
+            with runs.one_line_errors("tnt"):
+                check.check()
+        _, _, module, *arguments = project.command(stage)
+        function = getattr(importlib.import_module(module), module.rpartition(".")[2])
+        runs.command(function, arguments)
+
+    def run(stage: str) -> str:
+        monkeypatch.chdir(project.path)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            begin(stage)
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "Traceback" not in printed.err
+        line = str(ended.value)  # what Python prints before it exits with status 1
+        assert len(line.splitlines()) == 1
+        return line
+
+    return run

@@ -21,7 +21,6 @@ from tnt.records import Mask, Prompt
 
 FIRST = "data/prompts/replies/first.jsonl"
 TNT = ("python", "-c", "from tnt.cli import run; run()")
-CHECK = (*TNT, "check")
 RESOLVE = ("python", "-m", "tnt.stages.resolve", "data/resolved", "params.yaml")
 PREPARE = (
     "python", "-m", "tnt.stages.prepare", "data/models/base", "data/new.parquet",
@@ -114,7 +113,7 @@ BAD_PROMPTS = {
     ),
     "50 MB in a line": (
         append(json.dumps(HUGE)),
-        [f"{FIRST}, line 41 has 52,428,828 characters. No prompt may have more than", "shorten it"],
+        [f"{FIRST}, line 41 has 52,428,825 characters. No prompt may have more than", "shorten it"],
     ),
     "no text, and long": (
         append(json.dumps({"id": "x", "input": [LONG["input"]] * 1000})),
@@ -236,20 +235,20 @@ def outputs(project: Project) -> str:
 
 
 @pytest.mark.parametrize(("change", "parts"), BAD_PROMPTS.values(), ids=BAD_PROMPTS)
-def test_check_refuses_bad_prompts(project, change, parts):
+def test_check_refuses_bad_prompts(project, refused, change, parts):
     change(project)
     before = outputs(project)
-    line = project.refusal(*CHECK)
+    line = refused("check")
     assert all(part in line for part in parts), line
     assert outputs(project) == before
 
 
 @pytest.mark.parametrize(("change", "parts"), BAD_PARAMS.values(), ids=BAD_PARAMS)
-def test_check_and_resolve_refuse_bad_params(project, change, parts):
+def test_check_and_resolve_refuse_bad_params(project, refused, change, parts):
     change(project)
     before = outputs(project)
-    for command in (CHECK, RESOLVE):
-        line = project.refusal(*command)
+    for command in ("check", "resolve"):
+        line = refused(command)
         assert all(part in line for part in parts), line
     assert outputs(project) == before
 
@@ -282,7 +281,7 @@ def test_dvc_says_it_too_and_keeps_what_was_made(project):
     before = sha256_of(project.path / "data/models"), sha256_of(project.path / "data/rounds")
     done = project.run("python", "-m", "dvc", "repro")
     assert done.returncode != 0
-    assert f"prepare: {FIRST}, line 41 is not JSON" in done.stderr
+    assert f"resolve: {FIRST}, line 41 is not JSON" in done.stderr
     assert "Traceback" not in done.stderr
     project.dvc("checkout")  # dvc deletes the outputs of a stage that it runs
     after = sha256_of(project.path / "data/models"), sha256_of(project.path / "data/rounds")
@@ -315,6 +314,7 @@ def test_a_prompt_file_that_may_not_be_read_is_an_error():
 def test_links_that_dvc_makes_are_followed(project):
     """Into its own cache, where `cache.type` says so: outputs, and a list it was given to keep."""
     project.dvc("config", "cache.type", "symlink")
+    project.git("rm", "--quiet", "--cached", "data/lists/hedges.txt")
     project.dvc("add", "--quiet", "data/lists/hedges.txt")
     project.dvc("checkout", "--relink", "--force", "--quiet")
     for name in ("data/lists/hedges.txt", "data/rounds/r1/flags.parquet", "data/models/r1"):
@@ -351,11 +351,9 @@ def test_an_id_is_any_text_and_no_path(project):
 def repeat_inputs(project, prompt_set):
     """Give a prompt set the inputs of `replies`, in capitals and with more space."""
     rows = [json.loads(line) for line in project.read(FIRST).splitlines()]
-    rows = [
-        {"id": f"again{i}", "input": f" {row['input'].upper()}  "} for i, row in enumerate(rows)
-    ]
+    again = [{"id": f"again{i}", "input": f" {r['input'].upper()}  "} for i, r in enumerate(rows)]
     path = f"data/prompts/{prompt_set}/first.jsonl"
-    project.write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    project.write(path, "".join(json.dumps(row) + "\n" for row in again))
 
 
 def test_an_input_in_two_prompt_sets_is_in_one_split(project):
@@ -371,17 +369,17 @@ def test_an_input_in_two_prompt_sets_is_in_one_split(project):
     assert not inputs["prepare"] & inputs["prepare_test"]
 
 
-def test_an_input_learned_from_in_one_set_and_measured_in_another_is_refused(project):
+def test_an_input_learned_from_in_one_set_and_measured_in_another_is_refused(project, refused):
     repeat_inputs(project, "questions")  # whose shares are others
-    line = project.refusal(*CHECK)
+    line = refused("check")
     assert re.search(r"'replies/r\d+' and 'questions/again\d+' have the same input", line)
     assert "r1 would learn from the first and be measured by the second" in line
     assert "Give both prompt sets the same shares" in line
 
 
-def test_labels_that_cannot_be_read_are_refused_before_anything_runs(project):
+def test_labels_that_cannot_be_read_are_refused_before_anything_runs(project, refused):
     project.write("data/annotations/probe.jsonl", '{"prompt_id": "a", "text": "SECRET"\n')
-    line = project.refusal(*CHECK)
+    line = refused("check")
     assert "data/annotations/probe.jsonl, line 1 is no label (JSONDecodeError" in line
     assert "SECRET" not in line
 
