@@ -62,7 +62,7 @@ def _follow(made: Project, recipe: Path, base: Path, folder: Path) -> None:
 def _save_classifier(folder: Path, labels: list[str]) -> None:
     """Save a tiny sequence classifier with random weights, which reads letters."""
     folder.mkdir()
-    alphabet = [*"[PAD] [UNK] [CLS] [SEP] [MASK]".split(), *string.ascii_lowercase]
+    alphabet = [*["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], *string.ascii_lowercase]
     letters = [*alphabet, *(f"##{letter}" for letter in string.ascii_lowercase)]
     (folder / "vocab.txt").write_text("\n".join(letters), encoding="utf-8")
     torch.manual_seed(0)
