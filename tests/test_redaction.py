@@ -29,6 +29,8 @@ def test_findings_are_blotted_out_of_the_report_and_the_flags(project):
     assert any(BLOT * 5 in page for page in pages)
     assert not any("sorry" in page.lower() for page in pages)
     assert "hedges" in project.read("data/report/r2.html")
+    assert project.tnt("docs").returncode == 0
+    assert "failed" not in project.read("work/docs/index.html").lower()
 
 
 def test_what_an_input_gives_is_hidden_in_both():

@@ -7,12 +7,11 @@ paths hold the time they were made, so they are no output of a stage.
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tnt import artifacts, expectations, layout, models, project, prompts, validation
+from tnt import artifacts, detectors, expectations, layout, models, project, prompts, validation
 from tnt.artifacts import R
 from tnt.expectations import ExpectParams
 from tnt.project import Project
@@ -60,6 +59,7 @@ def build() -> Path:
 
 def suites(loaded: Project) -> Iterator[tuple[str, Suite]]:
     """Yield the suite of every artifact that is there, with its name."""
+    redacting = {n: detectors.build(n, loaded.detectors[n]) for n in loaded.report.redact}
     test_prompts = _read(layout.TEST_PROMPTS, Prompt)
     if test_prompts:
         split = loaded.evaluate.split
@@ -86,7 +86,8 @@ def suites(loaded: Project) -> Iterator[tuple[str, Suite]]:
             yield f"{name}_completions", suite
         flags = _read(folder / "flags.parquet", Flag)
         if (folder / "flags.parquet").is_file():
-            yield f"{name}_flags", expectations.flags(flags, completions, round_.detectors)
+            shown = detectors.redacted(redacting, completions)
+            yield f"{name}_flags", expectations.flags(flags, shown, round_.detectors)
         if masks := _read(folder / "masks.parquet", Mask):
             share = (expect.min_negative_share, expect.max_negative_share)
             yield f"{name}_masks", expectations.masks(masks, completions, flags, share)
@@ -96,8 +97,7 @@ def suites(loaded: Project) -> Iterator[tuple[str, Suite]]:
                 rows = [{key: float(value) for key, value in row.items()} for row in reader]
             yield f"{name}_training", expectations.training(rows, reader.fieldnames or [])
         if (found := layout.metrics(name)).is_file():
-            report = json.loads(found.read_text(encoding="utf-8"))
-            yield f"{name}_metrics", expectations.metrics(report)
+            yield f"{name}_metrics", expectations.metrics(artifacts.read_json(found))
 
 
 def _read(path: Path, record: type[R]) -> list[R]:
