@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tnt.artifacts import sha256_of
+from tnt.artifacts import refuse_changed
 from tnt.corrections import Corrections, changed_spans
 from tnt.params import did_you_mean
 
@@ -96,11 +96,8 @@ def read_corrections(pinned: Mapping[str, str]) -> Corrections:
         ValueError: A file changed after it was pinned, or two correct one text differently.
     """
     corrections: Corrections = {}
-    for name, sha256 in pinned.items():
-        if sha256_of(Path(name)) != sha256:
-            raise ValueError(
-                f"{name} changed after it was resolved. Run `dvc repro` from the start."
-            )
+    refuse_changed(pinned)
+    for name in pinned:
         for annotation in read_annotations(Path(name)):
             key, corrected = (annotation.input, annotation.text), annotation.corrected
             if corrected is not None and corrections.setdefault(key, corrected) != corrected:
