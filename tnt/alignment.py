@@ -140,19 +140,19 @@ def _spans_by_decoding(tokenizer: Any, ids: Sequence[int], text: str) -> list[tu
     special = {
         token
         for token in {*ids}
-        if _decode(tokenizer, [token]) != _decode(tokenizer, [token], skip_special=False)
+        if decode(tokenizer, [token]) != decode(tokenizer, [token], skip_special=False)
     }
     visible = [i for i, token in enumerate(ids) if token not in special]
 
-    def decode(start: int, end: int) -> str:
-        return _decode(tokenizer, [ids[i] for i in visible[start:end]])
+    def shown_by(start: int, end: int) -> str:
+        return decode(tokenizer, [ids[i] for i in visible[start:end]])
 
     spans: list[tuple[int, int]] = []
     context, read = 0, 0  # tokens context:read are the text before token read, whose text is open
     settled = 0  # characters of `text` before token read
     shown = 0  # characters that tokens read:n hold in full
     for n in range(len(visible)):
-        fresh = decode(context, n + 1)[len(decode(context, read)) :]
+        fresh = shown_by(context, n + 1)[len(shown_by(context, read)) :]
         whole = len(fresh.rstrip(_REPLACEMENT))  # trailing ones are one character still incomplete
         spans.append((settled + shown, settled + min(len(fresh), whole + 1)))
         shown = whole
@@ -171,14 +171,15 @@ def _spans_by_decoding(tokenizer: Any, ids: Sequence[int], text: str) -> list[tu
 
 def check_text(tokenizer: Any, ids: Sequence[int], text: str) -> None:
     """Raise a ValueError if `text` is not what the ids decode to."""
-    if (decoded := _decode(tokenizer, ids)) != text:
+    if (decoded := decode(tokenizer, ids)) != text:
         raise ValueError(
             f"A completion's {len(ids)} token ids decode to {len(decoded)} characters that are not "
             f"its text of {len(text)}. Re-run generate with this tokenizer."
         )
 
 
-def _decode(tokenizer: Any, ids: Sequence[int], *, skip_special: bool = True) -> str:
+def decode(tokenizer: Any, ids: Sequence[int], *, skip_special: bool = True) -> str:
+    """Return the text of generated ids, as every completion has it."""
     return tokenizer.decode(
         ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tnt import artifacts, detectors, expectations, layout, models, project, prompts, validation
+from tnt.alignment import decode
 from tnt.artifacts import R
 from tnt.expectations import ExpectParams
 from tnt.project import Project
@@ -122,16 +123,12 @@ def _completions(
     from transformers import AutoConfig
 
     base = layout.model(layout.BASE)
-    decoded = models.load_tokenizer(base).batch_decode(
-        [row.completion_ids for row in rows],
-        skip_special_tokens=True,
-        clean_up_tokenization_spaces=False,
-    )
+    tokenizer = models.load_tokenizer(base)
     config = AutoConfig.from_pretrained(base).get_text_config()
     return expectations.completions(
         rows,
         choose(asked, sampling.max_prompts),
-        decoded,
+        [decode(tokenizer, row.completion_ids) for row in rows],
         model=model,
         samples=sampling.samples,
         limits={s: sampling.limit(s) for s in {row.prompt_set for row in rows}},

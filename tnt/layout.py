@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
@@ -35,6 +36,20 @@ def metrics(name: str) -> Path:
 def resolved(name: str, stage: str) -> Path:
     """Return what a stage of a round obeys."""
     return RESOLVED / name / f"{stage}.yaml"
+
+
+def foreign(folders: Iterable[Path], names: Iterable[str]) -> list[Path]:
+    """Return the folders in `folders` that belong to the base or a round not in `names`.
+
+    An empty one does not count: `git checkout` and `dvc checkout` leave such behind.
+    """
+    owners = {BASE, *names}
+    return sorted(
+        path
+        for folder in folders
+        for path in folder.glob("*")
+        if path.name not in owners and path.is_dir() and any(path.iterdir())
+    )
 
 
 def owned_folders(name: str) -> list[Path]:

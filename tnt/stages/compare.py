@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from tnt import artifacts, detectors, expectations, metrics, probe, report, validation
 from tnt.detectors import DetectorsParams
-from tnt.layout import BASE
+from tnt.layout import BASE, foreign
 from tnt.params import STRICT
 from tnt.prompts import normalised
 from tnt.records import Completion, Flag, Split
@@ -114,13 +114,11 @@ def compare(
 
 def _refuse_unlisted(params: CompareParams, *folders: Path) -> None:
     """Raise if there is data of a round that params.yaml does not list."""
-    for folder in folders:
-        for path in sorted(folder.glob("*")):
-            if path.is_dir() and path.name not in {BASE, *params.rounds}:
-                raise ValueError(
-                    f"{path} belongs to no round in params.yaml. `tnt rounds prune` deletes it; "
-                    "the cache keeps what was in it."
-                )
+    for path in foreign(folders, params.rounds):
+        raise ValueError(
+            f"{path} belongs to no round in params.yaml. `tnt rounds prune` deletes it; the cache "
+            "keeps what was in it."
+        )
 
 
 def _refuse_unequal(completions: dict[str, list[Completion]]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic.dataclasses import dataclass
 
 from tnt import artifacts, expectations, models, sampling, validation
+from tnt.alignment import decode
 from tnt.expectations import Share
 from tnt.models import RuntimeParams
 from tnt.params import STRICT
@@ -47,11 +48,7 @@ def generate(
     suite = expectations.completions(
         completions,
         sampling.choose(prompts, params.sampling.max_prompts),
-        tokenizer.batch_decode(
-            [c.completion_ids for c in completions],
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        ),
+        [decode(tokenizer, c.completion_ids) for c in completions],
         model=model_path.name,
         samples=params.sampling.samples,
         limits={s: params.sampling.limit(s) for s in {c.prompt_set for c in completions}},
