@@ -250,6 +250,7 @@ def lay_out(path: Path, base: Path, environment: dict[str, str]) -> Project:
     project.write("data/lists/boilerplate.txt", "sorry\n")
     project.write("data/lists/hedges.txt", "well, maybe\n")
     project.write("data/annotations/probe.jsonl", "")
+    project.write("data/rounds/.gitkeep", "")
     project.git("init", "--quiet")
     project.dvc("init", "--quiet")
     shutil.copy(ROOT / ".dvc/config", path / ".dvc/config")
@@ -291,6 +292,47 @@ def _finished(
 def project(finished_llama: Project, tmp_path: Path) -> Project:
     """Return a finished project of the test's own."""
     return finished_llama.copy(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def begun_llama(
+    tmp_path_factory: pytest.TempPathFactory, bases: dict[str, Path], environment: dict[str, str]
+) -> Project:
+    """Return a committed project that has a base and no round; for reading only."""
+    project = lay_out(tmp_path_factory.mktemp("begun") / "project", bases["llama"], environment)
+    with project.params() as params:
+        params["rounds"] = {}
+    project.repro()
+    project.commit()
+    return project
+
+
+@pytest.fixture(scope="session")
+def accepted_llama(finished_llama: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Return a project whose two rounds are accepted; for reading only."""
+    project = finished_llama.copy(tmp_path_factory.mktemp("accepted") / "project")
+    done = project.tnt("update", "--max-rounds", "2")
+    assert done.returncode == 0, done.stderr
+    return project
+
+
+@pytest.fixture
+def begun(begun_llama: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Return a project of the test's own that has a base and no round, and go there."""
+    return _entered(begun_llama.copy(tmp_path / "project"), monkeypatch)
+
+
+@pytest.fixture
+def accepted(accepted_llama: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Return a project of the test's own whose two rounds are accepted, and go there."""
+    return _entered(accepted_llama.copy(tmp_path / "project"), monkeypatch)
+
+
+def _entered(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.chdir(project.path)
+    for name, value in project.environment.items():
+        monkeypatch.setenv(name, value)
+    return project
 
 
 @pytest.fixture

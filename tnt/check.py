@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import operator
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tnt import layout, probe, project, rounds
+from tnt import layout, ledger, probe, project
 from tnt.artifacts import sha256_of
 from tnt.imports import closure
 from tnt.params import edited, load_yaml
@@ -29,7 +27,7 @@ def check() -> str:
     check_wiring()
     project.refuse_stray_folders(loaded.rounds)
     if Path(".git").exists():
-        check_accepted(loaded.rounds)
+        ledger.refuse_outdated()
     tokenizer = config = None
     base = layout.model(layout.BASE)
     if (base / "config.json").is_file():
@@ -66,24 +64,6 @@ def check_wiring() -> None:
             raise ValueError(
                 f"{layout.PIPELINE}: the stage {name!r} reads {missing[0]!r}, which is not among "
                 "its deps. Add it."
-            )
-
-
-def check_accepted(names: Iterable[str]) -> None:
-    """Check that the accepted rounds are up to date.
-
-    Raises:
-        ValueError: One is not; says which, and what changed.
-    """
-    accepted = [name for name in names if rounds.accepted(name)]
-    if not accepted:
-        return
-    for stage, changes in rounds.outdated().items():
-        _, _, name = stage.partition("@")
-        if name in accepted:
-            raise ValueError(
-                f"The accepted round {name!r} is out of date: {stage}, {json.dumps(changes)}. Undo "
-                "the change, or let `dvc repro` build the round again."
             )
 
 

@@ -116,20 +116,117 @@ def remove_round(name: Name) -> None:
 
 
 @rounds_app.command("prune")
-def prune_rounds() -> None:
+def prune_rounds(
+    cache: Annotated[
+        bool, typer.Option(help="Clear the cache too of what no tag or experiment uses.")
+    ] = False,
+) -> None:
     """Delete data folders that belong to no listed round; the cache keeps what was in them."""
     from tnt import rounds
 
-    deleted = rounds.prune()
+    deleted = rounds.prune(cache=cache)
     print(f"Deleted {', '.join(map(str, deleted))}." if deleted else "Nothing to delete.")
 
 
 @rounds_app.command("accept")
 def accept_round(name: Name) -> None:
     """Check a round's gate, write what it obeys into params.yaml, commit, and tag it."""
-    from tnt import rounds
+    from tnt import ledger
 
-    print(f"Accepted {name}: tag {rounds.accept(name)}.")
+    print(f"Accepted {name}: tag {ledger.accept(name)}.")
+
+
+@rounds_app.command("rebase")
+def rebase_round(name: Name) -> None:
+    """Make a round's model the base, list no round any more, and commit."""
+    from tnt import ledger
+
+    print(f"{ledger.rebase(name)} is the base now. The next round starts from it.")
+
+
+@app.command()
+def rollback(name: Annotated[str, typer.Argument(help="An accepted round, or base.")]) -> None:
+    """Let the next round build on an earlier one, and commit; tags keep those that go."""
+    from tnt import ledger
+
+    gone = ledger.roll_back(name)
+    print(f"The next round builds on {name}. Not listed any more: {', '.join(gone) or 'none'}.")
+
+
+@app.command()
+def update(
+    max_rounds: Annotated[int, typer.Option(min=1, help="Rounds to train at most.")] = 1,
+    target_flag_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="A corpus flagged no more often is clean.")
+    ] = 0.02,
+    detectors: Annotated[
+        str | None, typer.Option(help="For new rounds, besides their parent's; by commas.")
+    ] = None,
+) -> None:
+    """Train, gate and accept rounds until the model is clean."""
+    from tnt import update as updates
+
+    names = [d.strip() for d in detectors.split(",")] if detectors else None
+    updates.update(max_rounds=max_rounds, target_flag_rate=target_flag_rate, detectors=names)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("log")
+def show_log(as_json: Json = False) -> None:
+    """Show every round that got a verdict: when, by which run, what it changed; from git alone."""
+    from tnt import history
+
+    entries = history.log()
+    print(history.to_json(entries) if as_json else history.table(entries))
+    if history.is_cut():
+        print(
+            "This clone is shallow and lacks what is older. `git fetch --unshallow --tags` brings "
+            "it.",
+            file=sys.stderr,
+        )
+
+
+@app.command("diff")
+def show_diff(
+    a: Annotated[str, typer.Argument(help="base or a round.")],
+    b: Annotated[str, typer.Argument(help="base or a round.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two models' test completions: flag rates, what else changed, how sure that is."""
+    from tnt import diff
+
+    compared = diff.diff(a, b)
+    print(diff.to_json(compared) if as_json else diff.table(compared))
+
+
+@app.command("export")
+def export_round(
+    name: Name,
+    folder: Annotated[str, typer.Argument(help="A new or empty folder.")],
+    ungated: Annotated[
+        bool, typer.Option(help="Even if it failed its gate or is not accepted.")
+    ] = False,
+    force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
+) -> None:
+    """Write a round as a plain transformers folder with a model card."""
+    from pathlib import Path
+
+    from tnt.export import export
+
+    print(f"Exported {name} to {export(name, Path(folder), ungated=ungated, force=force)}.")
+
+
+@app.command("ingest")
+def ingest_prompts(
+    source: Annotated[str, typer.Argument(help="A file, folder, glob or URL.")],
+    to: Annotated[str, typer.Option(help="A prompt set.")],
+) -> None:
+    """Bring new prompts into a prompt set, in a commit of its own."""
+    from tnt import ingest
+
+    print(ingest.sentence(ingest.ingest(source, to)))
 
 
 annotate_app = typer.Typer(

@@ -1,4 +1,4 @@
-"""Edit the rounds in params.yaml, comments and all, and accept one for good."""
+"""The rounds that params.yaml lists: add one, remove one, clear up after those that are gone."""
 
 from __future__ import annotations
 
@@ -14,18 +14,25 @@ from ruamel.yaml.comments import CommentedMap
 from tnt import layout, project
 from tnt.artifacts import read_json
 from tnt.params import edited
+from tnt.project import Project, PromptFiles
 from tnt.shell import output
 
 
-def add(name: str, *, parent: str | None, detectors: list[str]) -> str:
+def add(
+    name: str,
+    *,
+    parent: str | None,
+    detectors: list[str],
+    prompts: PromptFiles | None = None,
+) -> str:
     """Append a round to params.yaml; return its parent.
-
-    It learns from the prompt files of the last round, or of all evaluated sets if it is the first.
 
     Args:
         name: Of the new round.
         parent: None is the last round, or the base if there is none.
         detectors: Added to those of the parent, so that what it fixed stays fixed.
+        prompts: What it learns from; None is the prompt files of the last round, or of all
+            evaluated sets that have a training share if it is the first.
 
     Raises:
         ValueError: The result would not be a valid params.yaml, which then stays as it is.
@@ -36,17 +43,48 @@ def add(name: str, *, parent: str | None, detectors: list[str]) -> str:
     last = next(reversed(loaded.rounds), layout.BASE)
     parent = parent or last
     inherited = loaded.rounds[parent].detectors if parent in loaded.rounds else []
-    files = loaded.rounds[last].prompts if last in loaded.rounds else loaded.evaluate.prompts
+    if prompts is None:
+        prompts = (
+            loaded.rounds[last].prompts
+            if last in loaded.rounds
+            else {s: f for s, f in loaded.evaluate.prompts.items() if learnable(loaded, s)}
+        )
     entry = {
         "parent": parent,
         "detectors": list(dict.fromkeys([*inherited, *detectors])),
-        "prompts": files,
+        "prompts": prompts,
     }
-    with _edited() as params:
-        if not params["rounds"]:  # `{}` is in flow style
-            params["rounds"] = CommentedMap()
-        params["rounds"][name] = CommentedMap(entry)
+    with edited_params() as params:
+        put(params, name, CommentedMap(entry))
     return parent
+
+
+def learnable(loaded: Project, prompt_set: str) -> bool:
+    """Whether a prompt set has a training share."""
+    return loaded.prompt_sets[prompt_set].shares.train > 0
+
+
+def put(params: CommentedMap, name: str, entry: CommentedMap) -> None:
+    """Set a round's entry in params.yaml, as the last one if it is new."""
+    if not params["rounds"]:  # `{}` is in flow style
+        params["rounds"] = CommentedMap()
+    params["rounds"][name] = entry
+
+
+def take_out(params: CommentedMap, name: str) -> None:
+    """Delete a round's entry from params.yaml."""
+    del params["rounds"][name]
+    if not params["rounds"]:
+        params["rounds"] = CommentedMap()
+
+
+def freeze(name: str) -> None:
+    """Write all that a round obeys into its entry, so that later defaults cannot move it."""
+    loaded = project.load()
+    with edited_params() as params:
+        for section in project.OVERRIDABLE:
+            values = asdict(loaded.section(name, section))
+            params["rounds"][name][section] = CommentedMap(values)
 
 
 def remove(name: str) -> list[Path]:
@@ -56,65 +94,28 @@ def remove(name: str) -> list[Path]:
         ValueError: There is no such round, another builds on it, or it is accepted.
     """
     loaded = project.load()
-    _refuse_unknown(name, loaded)
+    refuse_unknown(name, loaded)
     if heirs := [other for other, r in loaded.rounds.items() if r.parent == name]:
         raise ValueError(f"The round {heirs[0]!r} builds on {name!r}. Remove {heirs[0]!r} first.")
     if accepted(name):
         raise ValueError(
-            f"The round {name!r} is accepted. `git tag -d {tag(name)}` first, if you mean it."
+            f"The round {name!r} is accepted. `tnt rollback` goes back behind it; its tag stays."
         )
-    with _edited() as params:
-        del params["rounds"][name]
-        if not params["rounds"]:
-            params["rounds"] = CommentedMap()
+    with edited_params() as params:
+        take_out(params, name)
     return _delete([folder for folder in layout.owned_folders(name) if folder.exists()])
 
 
-def prune() -> list[Path]:
-    """Delete the data folders that belong to no listed round; return them. The cache keeps them."""
-    return _delete(project.stray_folders(project.load().rounds))
+def prune(*, cache: bool = False) -> list[Path]:
+    """Delete the data folders that belong to no listed round; return them.
 
-
-def accept(name: str) -> str:
-    """Make a round immutable: check its gate, write out what it obeys, commit, tag; return the tag.
-
-    Raises:
-        ValueError: It failed its gate, is not up to date, is not the last round, or its parent is
-            not accepted; or git or DVC failed. params.yaml then stays as it is.
+    The cache keeps what was in them, until `cache` clears it too (`dvc gc`) of all that neither
+    the working tree, nor a tag, nor an experiment uses.
     """
-    loaded = project.load()
-    _refuse_unknown(name, loaded)
-    if accepted(name):
-        raise ValueError(f"The round {name!r} is accepted already, as tag {tag(name)}.")
-    if name != next(reversed(loaded.rounds)):
-        later = next(reversed(loaded.rounds))
-        raise ValueError(
-            f"{layout.PARAMS} lists {later!r} after {name!r}. Rounds are accepted one at a time: "
-            f"remove {later!r}, accept {name!r}, add {later!r} again; the cache has its results."
-        )
-    if (parent := loaded.rounds[name].parent) != layout.BASE and not accepted(parent):
-        raise ValueError(f"The parent {parent!r} of {name!r} is not accepted. Accept it first.")
-    gate = read_metrics(name)["gate"]
-    if not gate["passed"]:
-        raise ValueError(f"The round {name!r} failed its gate: {gate['reasons']}. Train it again.")
-    if outdated():
-        raise ValueError("There are stages to run. `dvc repro` first, then accept.")
-    _refuse_other_changes()
-    before = {path: path.read_bytes() for path in (layout.PARAMS, layout.LOCK)}
-    try:
-        with _edited() as params:
-            for section in project.OVERRIDABLE:
-                values = asdict(loaded.section(name, section))
-                params["rounds"][name][section] = CommentedMap(values)
-        output("dvc", "repro", "--quiet", "compare")
-        output("git", "add", "--", *_committed())
-        output("git", "commit", "--quiet", "-m", f"Accept round {name}")
-        output("git", "tag", tag(name))
-    except BaseException:
-        for path, content in before.items():
-            path.write_bytes(content)
-        raise
-    return tag(name)
+    deleted = _delete(project.stray_folders(project.load().rounds))
+    if cache:
+        output("dvc", "gc", "--workspace", "--all-tags", "--all-experiments", "--force")
+    return deleted
 
 
 def accepted(name: str) -> bool:
@@ -145,36 +146,15 @@ def outdated() -> dict[str, Any]:
     return changes
 
 
-def _committed() -> list[str]:
-    """Return the files that a round's commit holds: params, lock, the metrics that git keeps.
-
-    Those of a round that was removed are among them, so that the commit deletes them.
-    """
-    found = [":(glob)data/**/.gitignore", f":(glob){layout.EVALUATIONS}/*/metrics.json"]
-    changed = output("git", "ls-files", "--others", "--modified", "--", *found)
-    kept = [layout.PARAMS, layout.LOCK, layout.METRICS, layout.ROUNDS_CSV]
-    return [*map(str, kept), *changed.split()]
-
-
-def _refuse_other_changes() -> None:
-    """Raise if there are changes that the commit would miss, or that were staged for another."""
-    ours = set(_committed())
-    for line in output("git", "status", "--porcelain", "--untracked-files=all").splitlines():
-        path = line[2:].strip().strip('"')
-        if path not in ours:
-            raise ValueError(
-                f"{path} is changed but not committed, and the tag could not rebuild the round. "
-                "Commit it first."
-            )
-
-
-def _refuse_unknown(name: str, loaded: project.Project) -> None:
+def refuse_unknown(name: str, loaded: Project) -> None:
+    """Raise if params.yaml does not list a round."""
     if name not in loaded.rounds:
         listed = ", ".join(loaded.rounds) or "none"
         raise ValueError(f"There is no round {name!r}. Listed in {layout.PARAMS}: {listed}.")
 
 
-def _edited() -> contextlib.AbstractContextManager[CommentedMap]:
+def edited_params() -> contextlib.AbstractContextManager[CommentedMap]:
+    """Change params.yaml, comments and all, if the result is valid."""
     return edited(layout.PARAMS, project.load)
 
 
