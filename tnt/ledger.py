@@ -23,7 +23,7 @@ from typing import Any, Literal
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from tnt import layout, project, rounds
+from tnt import artifacts, layout, project, rounds
 from tnt.artifacts import sha256_of
 from tnt.params import load_yaml
 from tnt.project import Project
@@ -343,7 +343,8 @@ def _restored_on_failure() -> Iterator[None]:
         yield
     except BaseException:
         for path, content in before.items():
-            path.write_bytes(content)
+            with artifacts.complete(path) as partial:
+                partial.write_bytes(content)
         raise
 
 

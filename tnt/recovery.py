@@ -80,12 +80,12 @@ def recover(log: Callable[[str], None]) -> None:
 
 def restore(log: Callable[[str], None]) -> None:
     """Bring params.yaml, dvc.lock and all that the stages made back to the last commit."""
-    tracked = {*output("git", "ls-tree", "-r", "--name-only", "HEAD").splitlines()}
-    indexed = {*output("git", "ls-files").splitlines()}
-    ours = ledger.kept_by_git()
-    if paths := [path for path in ours if path in tracked | indexed]:
-        output("git", "restore", "--source=HEAD", "--staged", "--worktree", "--", *paths)
-    for path in {*ours} - tracked:
+    output("git", "reset", "--quiet")
+    tracked = {*output("git", "ls-files").splitlines()}
+    ours = {*ledger.kept_by_git()}
+    if ours & tracked:
+        output("git", "restore", "--", *sorted(ours & tracked))
+    for path in ours - tracked:
         Path(path).unlink(missing_ok=True)
     unknown = output("git", "ls-files", "-z", "--others", "--exclude-standard", "--", *STAGES_OWN)
     for path in filter(None, unknown.split("\0")):

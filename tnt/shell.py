@@ -7,11 +7,13 @@ not keep out of each other's way, and only a process can be ended.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -21,6 +23,7 @@ from tnt.locks import held
 
 FOLDER = Path(".dvc")
 LOCK = FOLDER / "tmp" / "tnt.lock"
+DVCS_LOCKS = FOLDER / "tmp" / "rwlock"
 TERMINATION_S = 10.0
 """What dvc and its stage are given to end before they are killed."""
 PROGRESS_S = "30"
@@ -51,6 +54,7 @@ def alone(doing: str, *, wait_s: float = 0.0) -> Iterator[IO[str]]:
     if not FOLDER.is_dir():
         raise ValueError(f"{Path.cwd()} is no DVC repository. Run this in the project's folder.")
     with held(LOCK, doing=doing, wait_s=wait_s) as _lock:
+        _drop_damaged_lock()
         try:
             yield _lock
         finally:
@@ -65,21 +69,11 @@ def output(program: str, *arguments: str) -> str:
     """
     with alone(f"`dvc {' '.join(arguments)}`") if program == "dvc" else contextlib.nullcontext():
         command = _dvc(arguments) if program == "dvc" else [program, *arguments]
-        inherited = (_lock.fileno(),) if _lock else ()
-        try:
-            done = subprocess.run(
-                command,
-                env=_environment(),
-                capture_output=True,
-                text=True,
-                errors="replace",
-                pass_fds=inherited,
-            )
-        except FileNotFoundError as error:
-            raise ValueError(f"{program} is not installed. Install it.") from error
-    if done.returncode:
-        raise _failure(program, arguments, (done.stderr or done.stdout).splitlines())
-    return done.stdout.strip()
+        with _started(command) as process:
+            printed, errors = process.communicate()
+    if process.returncode:
+        raise _failure(program, arguments, (errors or printed).splitlines())
+    return printed.strip()
 
 
 def reproduce(target: str, log: Callable[[str], None] = print) -> None:
@@ -95,30 +89,60 @@ def reproduce(target: str, log: Callable[[str], None] = print) -> None:
         ValueError: A stage failed, or another process runs dvc; one sentence.
     """
     arguments = ("repro", target)
-    with alone(f"`dvc repro {target}`") as lock:
+    lines = []
+    with (
+        alone(f"`dvc repro {target}`"),
+        _started(_dvc(arguments), stderr=subprocess.STDOUT) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip():
+                lines.append(line.strip())
+                log(lines[-1])
+    if process.returncode:
+        raise _failure("dvc", arguments, lines)
+
+
+@contextlib.contextmanager
+def _started(
+    command: Sequence[str], stderr: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a program while the body reads what it prints; whatever interrupts that ends it in order.
+
+    Killed at once, git would leave its locks behind, and dvc its stage.
+    """
+    try:
         process = subprocess.Popen(
-            _dvc(arguments),
+            command,
             env=_environment(),
             text=True,
             errors="replace",
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             start_new_session=True,
-            pass_fds=(lock.fileno(),),
+            pass_fds=(_lock.fileno(),) if _lock else (),
         )
-        lines = []
+    except FileNotFoundError as error:
+        raise ValueError(f"{command[0]} is not installed. Install it.") from error
+    try:
+        yield process
+        process.wait()
+    except BaseException:  # Prefect's TerminationSignal is no Exception
+        _end(process)
+        raise
+
+
+def _drop_damaged_lock() -> None:
+    """Delete the file of DVC's locks if a kill left it half-written; every dvc would stop at it."""
+    for patience in (1.0, 0.0):  # another dvc may be about to have written it
         try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.strip():
-                    lines.append(line.strip())
-                    log(lines[-1])
-            process.wait()
-        except BaseException:  # Prefect's TerminationSignal is no Exception
-            _end(process)
-            raise
-    if process.returncode:
-        raise _failure("dvc", arguments, lines)
+            json.loads(DVCS_LOCKS.read_bytes())
+            return
+        except FileNotFoundError:
+            return
+        except ValueError:
+            time.sleep(patience)
+    DVCS_LOCKS.unlink(missing_ok=True)
 
 
 def _dvc(arguments: Sequence[str]) -> list[str]:
