@@ -332,6 +332,8 @@ def _entered(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.chdir(project.path)
     for name, value in project.environment.items():
         monkeypatch.setenv(name, value)
+    python = shutil.which("python", path=project.environment["PATH"])
+    monkeypatch.setattr(sys, "executable", python)  # with which tnt runs dvc
     return project
 
 
