@@ -58,8 +58,7 @@ def serve(*, worker: bool) -> None:
             running.enter_context(_server(api))
         running.enter_context(_report())
         if worker:
-            _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
-            _prefect("work-pool", "set-concurrency-limit", POOL, "1")
+            _create_pool()
             _prefect("--no-prompt", "deploy", "--all")
             command = ["prefect", "worker", "start", "--pool", POOL]
             process = running.enter_context(_process(*command))
@@ -68,6 +67,22 @@ def serve(*, worker: bool) -> None:
         else:
             _say(api)
             _run_flows()
+
+
+def _create_pool() -> None:
+    """Create the work pool, one run at a time; `prefect work-pool create` would ask the network."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.workers.process import ProcessWorker
+
+    pool = WorkPoolCreate(
+        name=POOL,
+        type="process",
+        base_job_template=ProcessWorker.get_default_base_job_template(),
+        concurrency_limit=1,
+    )
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(pool, overwrite=True)
 
 
 def _run_flows() -> None:

@@ -213,3 +213,32 @@ def test_what_a_person_edited_since_is_not_undone(accepted):
         recovery.recover(lambda line: None)
     assert accepted.read("params.yaml") == edited
     assert NOTE.exists()
+
+
+def test_an_acceptance_that_was_killed_before_its_tag_is_finished(accepted):
+    head = accepted.git("rev-parse", "HEAD")
+    accepted.git("tag", "--delete", "round/r2")
+    assert ledger.accept("r2") == "round/r2"
+    assert accepted.git("rev-parse", "round/r2") == head
+
+
+def test_a_name_that_was_tagged_is_not_used_again(accepted):
+    ledger.roll_back("r1")
+    with pytest.raises(ValueError, match=r"'r2' was a round already, tagged round/r2\."):
+        rounds.add("r2", parent=None, detectors=["hedges"])
+
+
+@pytest.mark.parametrize("change", [lambda: ledger.roll_back("r1"), lambda: ledger.rebase("r2")])
+def test_a_commit_that_git_refuses_changes_nothing(accepted, change):
+    hook = accepted.path / ".git/hooks/pre-commit"
+    hook.write_text("#!/bin/sh\necho no >&2; exit 1\n", encoding="utf-8")
+    hook.chmod(0o755)
+    params, lock = accepted.read("params.yaml"), accepted.read("dvc.lock")
+    with pytest.raises(ValueError, match="no$"):
+        change()
+    assert (accepted.read("params.yaml"), accepted.read("dvc.lock")) == (params, lock)
+    assert not (accepted.path / "data/bases/r2").exists()
+    hook.unlink()
+    accepted.git("reset", "--quiet", "--hard")
+    assert accepted.repro() == set()
+    assert (accepted.path / "data/models/r2/model.safetensors").is_file()

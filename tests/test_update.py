@@ -223,3 +223,48 @@ def test_a_dvc_that_was_started_by_hand_is_named(begun):
         with pytest.raises(ValueError, match=message):
             shell.output("dvc", "repro", "--force", "base")
         by_hand.kill()
+
+
+def test_a_list_that_an_accepted_round_was_made_with_is_not_changed_unseen(accepted):
+    accepted.write("data/lists/hedges.txt", "# Politeness.\nwell, maybe\n")
+    accepted.commit()
+    message = r"'r2' is out of date: its stage detect obeys other params or files .*\(inputs\)"
+    with pytest.raises(ValueError, match=message):
+        updated()
+
+
+def test_an_entry_that_is_not_the_tagged_one_is_refused(accepted):
+    with accepted.params() as params:
+        params["rounds"]["r2"]["train"]["epochs"] = 13
+    accepted.commit()
+    with pytest.raises(ValueError, match=r"its entry in params.yaml is not that of .*round/r2"):
+        updated()
+
+
+def test_a_rejected_round_that_is_out_of_date_is_taken_out(begun):
+    rate_of_learning(begun, 1e-9)
+    with pytest.raises(GateFailed):
+        updated()
+    begun.write("tnt/training.py", begun.read("tnt/training.py") + "\n# The same.\n")
+    begun.commit()
+    rate_of_learning(begun, 1e-3)
+    outcome, lines = updated()
+    assert "Take out r1, rejected and out of date; git and the cache keep what was there." in lines
+    assert outcome.accepted == ["r2"]
+    assert not [line for line in lines if "train@r1" in line]
+    assert begun.git("status", "--porcelain") == ""
+
+
+def test_what_a_person_writes_into_params_during_a_run_is_kept(accepted):
+    def write(target):
+        if target.startswith("evaluate"):
+            with accepted.params() as params:
+                params["gate"]["min_drop"] = 0.25
+        shell.reproduce(target, log=lambda line: None)
+
+    lines = []
+    with pytest.raises(ValueError, match="params.yaml was edited during the run, and r3 would"):
+        update.update(target_flag_rate=-1, reproduce=write, log=lines.append)
+    assert lines[-1].startswith("params.yaml was edited during the run: what you wrote is in work/")
+    assert "min_drop: 0.25" in accepted.read("work/params.yaml")
+    assert accepted.git("status", "--porcelain") == ""

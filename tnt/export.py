@@ -30,6 +30,8 @@ from tnt.shell import alone, output
 
 CARD = "README.md"
 TEMPLATE = "model_card.md"
+TAG = "targeted-negative-training"
+"""What marks a card as ours, too."""
 CHECKED = 4
 """Test prompts on which an export and its round are compared."""
 TOLERANCE = 1e-3
@@ -183,7 +185,8 @@ def _refuse_place(folder: Path, *, force: bool) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         if not force:
             raise ValueError(f"{folder} is not empty. Name another, or replace it: --force.")
-        known = all((folder / file).is_file() for file in (CARD, "config.json"))
+        card = folder / CARD
+        known = card.is_file() and TAG in card.read_text(encoding="utf-8", errors="replace")
         if not known or Path.cwd().is_relative_to(folder):
             raise ValueError(
                 f"{folder} holds something else than an earlier export, which is all that --force "
@@ -271,7 +274,7 @@ def _card(
     hub = loaded.base.name if loaded.base.source == "hub" else None
     head = ModelCardData(
         library_name="transformers",
-        tags=["targeted-negative-training"],
+        tags=[TAG],
         base_model=hub,
         base_model_relation="finetune" if hub else None,
     )

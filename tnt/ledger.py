@@ -15,7 +15,9 @@ A verdict's commit holds params.yaml, dvc.lock and the metrics that git keeps, a
 from __future__ import annotations
 
 import contextlib
+import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +34,12 @@ from tnt.shell import alone, output, reproduce
 
 Verdict = Literal["accepted", "rejected", "rolled back", "rebased"]
 BY_HAND = "by hand"
+MAKING = ("prepare", "generate", "detect", "mask", "train")
+"""The stages that make a round's model; measuring it again changes nothing that builds on it."""
+_REMEDY = (
+    "Undo the change, let `dvc repro` build the round again, or make its model the base: "
+    "`tnt rounds rebase {name}`."
+)
 REBASED = Path("data/bases")
 """Where the models of rounds live that became a base."""
 
@@ -48,6 +56,10 @@ def accept(name: str, *, run: str = BY_HAND) -> str:
             not accepted; or git or DVC failed. params.yaml then stays as it is.
     """
     with alone(f"`tnt rounds accept {name}`"):
+        rounds.refuse_unknown(name, project.load())
+        if not accepted(name) and (commit := _commit_of(name, "accepted")):
+            output("git", "tag", tag(name), commit)  # a kill came between commit and tag
+            return tag(name)
         _refuse_unfit(name)
         gate = rounds.read_metrics(name)["gate"]
         if not gate["passed"]:
@@ -93,7 +105,7 @@ def roll_back(name: str, *, run: str = BY_HAND) -> list[str]:
         listed = params_at(tag(name))["rounds"] if name != layout.BASE else CommentedMap()
         if [*listed] == before:
             raise ValueError(f"The round {name!r} is the last one already. Nothing to roll back.")
-        with _restored_on_failure():
+        with _restored_on_failure(), _checked_out_on_failure():
             with rounds.edited_params() as params:
                 params["rounds"] = listed
             rounds.prune()
@@ -125,7 +137,8 @@ def rebase(name: str, *, run: str = BY_HAND) -> Path:
                     f"{layout.model(name)} is not the accepted model. `dvc checkout` restores it."
                 )
         folder = REBASED / name
-        with _restored_on_failure():
+        pointer = folder.with_suffix(".dvc")
+        with _restored_on_failure(), _checked_out_on_failure(folder, pointer):
             save_plain(name, folder)
             output("dvc", "add", "--quiet", str(folder))
             with rounds.edited_params() as params:
@@ -134,8 +147,8 @@ def rebase(name: str, *, run: str = BY_HAND) -> Path:
                 )
                 params["rounds"] = CommentedMap()
             rounds.prune()
-            message, more = f"Rebase onto {name}", [f"{folder}.dvc", str(REBASED / ".gitignore")]
-            _commit(message, _trailers(name, "rebased", run), more)
+            more = [str(pointer), str(REBASED / ".gitignore")]
+            _commit(f"Rebase onto {name}", _trailers(name, "rebased", run), more)
     return folder
 
 
@@ -143,11 +156,7 @@ def verdict(name: str) -> Verdict | None:
     """Return whether a listed round was accepted or rejected; None if neither, or changed since."""
     if accepted(name):
         return "accepted"
-    entry = load_yaml(layout.PARAMS)["rounds"][name]
-    for commit, named, given in _verdicts():
-        if named == name and given == "rejected":
-            return "rejected" if plain(params_at(commit)["rounds"].get(name)) == entry else None
-    return None
+    return "rejected" if _commit_of(name, "rejected") else None
 
 
 def rejection(name: str) -> str:
@@ -265,14 +274,40 @@ def refuse_other_changes() -> None:
 
 def refuse_outdated() -> None:
     """Raise if an accepted round is not up to date; say which, what changed and what to do."""
-    listed = project.load().rounds
-    for stage, found in rounds.outdated().items():
-        name = stage.rpartition("@")[2]
-        if name in listed and accepted(name):
-            raise ValueError(_outdated(name, stage, found))
+    for name, why in outdated_rounds().items():
+        if accepted(name):
+            raise ValueError(f"The accepted round {name!r} is out of date: {why}")
 
 
-def _outdated(name: str, stage: str, found: list[Any]) -> str:
+def outdated_rounds() -> dict[str, str]:
+    """Return the listed rounds that `dvc repro` would make again, each with what changed.
+
+    DVC knows only what differs from its lock now, not what differs once `resolve` has run; the
+    params that stages obey are therefore compared too.
+    """
+    loaded, listed = project.load(), load_yaml(layout.PARAMS)["rounds"]
+    found = {}
+    for name in loaded.rounds:
+        if accepted(name) and plain(params_at(tag(name))["rounds"].get(name)) != listed[name]:
+            found[name] = (
+                f"its entry in {layout.PARAMS} is not that of the tag {tag(name)}. Undo that, or "
+                f"give the other round another name, like {next_name(loaded)!r}."
+            )
+    for stage, changes in rounds.outdated().items():
+        if (name := stage.rpartition("@")[2]) in listed:
+            found.setdefault(name, _changed(name, stage, changes))
+    for (name, stage), values in project.resolved(loaded).items():
+        path = layout.resolved(name, stage)
+        if name in listed and stage in MAKING and path.is_file():
+            was, now = load_yaml(path), json.loads(json.dumps(values))
+            if keys := sorted(key for key in was.keys() | now if was.get(key) != now.get(key)):
+                why = f"its stage {stage} obeys other params or files than then ({', '.join(keys)})"
+                found.setdefault(name, f"{why}. {_REMEDY.format(name=name)}")
+    return found
+
+
+def _changed(name: str, stage: str, found: list[Any]) -> str:
+    """Say what DVC finds changed of a stage, and what to do."""
     said = [
         f"{path} is {how}"
         for one in found
@@ -281,15 +316,11 @@ def _outdated(name: str, stage: str, found: list[Any]) -> str:
         if isinstance(kind, dict)
         for path, how in kind.items()
     ]
-    remedy = (
-        "`dvc pull` or `dvc checkout` brings it back."
-        if all(line.endswith("is deleted") for line in said)
-        else "Undo the change, let `dvc repro` build the round again, or make its model the new "
-        f"base: `tnt rounds rebase {name}`."
-    )
+    gone = said and all(line.endswith("is deleted") for line in said)
+    remedy = "`dvc pull` or `dvc checkout` brings it back." if gone else _REMEDY.format(name=name)
     more = f" and {len(said) - 3} more" if len(said) > 3 else ""
     what = ", ".join(said[:3]) or ", ".join(map(str, found))
-    return f"The accepted round {name!r} is out of date: {stage} ({what}{more}). {remedy}"
+    return f"{stage} ({what}{more}). {remedy}"
 
 
 def _refuse_unfit(name: str) -> None:
@@ -309,6 +340,16 @@ def _refuse_unfit(name: str) -> None:
     if rounds.outdated().keys() - {"compare"}:  # which is brought up to date with the verdict
         raise ValueError("There are stages to run. `dvc repro` first, then accept.")
     refuse_other_changes()
+
+
+def _commit_of(name: str, given: Verdict) -> str | None:
+    """Return the commit of a round's last verdict, if that is `given` and the round the same."""
+    entry = load_yaml(layout.PARAMS)["rounds"][name]
+    for commit, named, verdict in _verdicts():
+        if named == name and verdict in ("accepted", "rejected"):
+            same = plain(params_at(commit)["rounds"].get(name)) == entry
+            return commit if verdict == given and same else None
+    return None
 
 
 def _settle(name: str, given: Verdict, subject: str, *, run: str, reason: str = "") -> None:
@@ -346,6 +387,32 @@ def _restored_on_failure() -> Iterator[None]:
             with artifacts.complete(path) as partial:
                 partial.write_bytes(content)
         raise
+
+
+@contextlib.contextmanager
+def _checked_out_on_failure(*made: Path) -> Iterator[None]:
+    """On a failure, delete what was made and bring back what was deleted."""
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+        checkout()
+        raise
+
+
+def checkout() -> None:
+    """Bring back from DVC's cache what dvc.lock names of the listed rounds and the base.
+
+    Raises:
+        ValueError: Something of it is not in the cache.
+    """
+    if layout.LOCK.is_file():
+        listed = {"", layout.BASE, *project.load().rounds}
+        stages = [s for s in load_yaml(layout.LOCK)["stages"] if s.partition("@")[2] in listed]
+        output("dvc", "checkout", "--force", *stages)
 
 
 def _trailers(name: str, given: Verdict, run: str, reason: str = "") -> list[str]:

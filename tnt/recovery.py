@@ -19,6 +19,8 @@ from tnt.params import load_yaml
 from tnt.shell import output
 
 NOTE = Path(".dvc/tmp/tnt-run.json")
+KEPT = Path("work/params.yaml")
+"""Where params.yaml goes before it is put back: a person may have edited it."""
 STAGES_OWN = (
     *map(str, (layout.MODELS, layout.ROUNDS, layout.EVALUATIONS, layout.RESOLVED, layout.REPORT)),
     str(layout.TEST_PROMPTS.parent),
@@ -69,17 +71,27 @@ def recover(log: Callable[[str], None]) -> None:
     found = read_json(NOTE, "commit", "round", "later", "run")
     note = Note(found["commit"], found["round"], found["later"], found["run"])
     log(f"The run {note.run!r} was cut off at {note.round}: putting back what it changed.")
-    _refuse_edited(note)
+    if edited(note):
+        raise ValueError(
+            f"{layout.PARAMS} was edited after the run {note.run!r} was cut off at {note.round}. "
+            f"Commit or undo what you changed; that the round {note.round} comes or goes is the "
+            "run's own doing and will be put back."
+        )
     settled = ledger.complete(note.round, note.commit)
-    restore(log)
+    restore(note, log)
     if settled:
         end(note)
     else:
         NOTE.unlink()
 
 
-def restore(log: Callable[[str], None]) -> None:
+def restore(note: Note, log: Callable[[str], None]) -> None:
     """Bring params.yaml, dvc.lock and all that the stages made back to the last commit."""
+    if str(layout.PARAMS) in ledger.changes():
+        KEPT.parent.mkdir(exist_ok=True)
+        shutil.copyfile(layout.PARAMS, KEPT)
+        if edited(note):
+            log(f"{layout.PARAMS} was edited during the run: what you wrote is in {KEPT}.")
     output("git", "reset", "--quiet")
     tracked = {*output("git", "ls-files").splitlines()}
     ours = {*ledger.kept_by_git()}
@@ -97,29 +109,15 @@ def restore(log: Callable[[str], None]) -> None:
             if not any(folder.iterdir()):
                 folder.rmdir()
     try:
-        if stages := _locked():
-            output("dvc", "checkout", "--force", *stages)
+        ledger.checkout()
     except ValueError as error:
         log(f"Not everything is in the cache; `dvc repro` makes the rest again. {error}")
 
 
-def _locked() -> list[str]:
-    """Return the stages that have results in dvc.lock and a place in the pipeline."""
-    if not layout.LOCK.is_file():
-        return []
-    listed = {"", layout.BASE, *project.load().rounds}
-    return [s for s in load_yaml(layout.LOCK)["stages"] if s.partition("@")[2] in listed]
-
-
-def _refuse_edited(note: Note) -> None:
-    """Raise if params.yaml differs from the last commit's in more than the run's own rounds."""
+def edited(note: Note) -> bool:
+    """Whether params.yaml differs from the last commit's in more than the run's own rounds."""
     own = {note.round, *note.later}
     now, then = load_yaml(layout.PARAMS), ledger.plain(ledger.params_at("HEAD"))
     for values in (now, then):
         values["rounds"] = {n: r for n, r in values["rounds"].items() if n not in own}
-    if now != then:
-        raise ValueError(
-            f"{layout.PARAMS} was edited after the run {note.run!r} was cut off at {note.round}. "
-            f"Commit or undo what you changed; that the round {note.round} comes or goes is the "
-            "run's own doing and will be put back."
-        )
+    return now != then

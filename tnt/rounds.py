@@ -40,6 +40,8 @@ def add(
     loaded = project.load()
     if name in loaded.rounds:
         raise ValueError(f"The round {name!r} exists already. Choose another name.")
+    if Path(".git").exists() and accepted(name):
+        raise ValueError(f"{name!r} was a round already, tagged {tag(name)}. Choose another name.")
     last = next(reversed(loaded.rounds), layout.BASE)
     parent = parent or last
     inherited = loaded.rounds[parent].detectors if parent in loaded.rounds else []

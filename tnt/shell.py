@@ -120,7 +120,7 @@ def _started(
             stdout=subprocess.PIPE,
             stderr=stderr,
             start_new_session=True,
-            pass_fds=(_lock.fileno(),) if _lock else (),
+            pass_fds=(_lock.fileno(),) if _lock and "dvc" in command else (),
         )
     except FileNotFoundError as error:
         raise ValueError(f"{command[0]} is not installed. Install it.") from error

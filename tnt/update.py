@@ -86,16 +86,21 @@ def update(
                         reason = f"{share:.1%} is flagged, no more than {target_flag_rate:.1%}."
                 if not reason:
                     reproduce(f"evaluate@{name}")
+                    if recovery.edited(note):
+                        raise ValueError(
+                            f"{layout.PARAMS} was edited during the run, and {name} would be "
+                            "committed with that. Commit what you want to keep, then begin again."
+                        )
                     settled, reason = True, _judge(name, run)
             except GateFailed:
                 recovery.end(note)
                 raise
             except Exception:
-                recovery.restore(log)
+                recovery.restore(note, log)
                 recovery.end(note)
                 raise
             if not settled:
-                recovery.restore(log)
+                recovery.restore(note, log)
             recovery.end(note)
             if reason:
                 outcome.stopped = reason
@@ -125,12 +130,34 @@ def _prepare(reproduce: Callable[[str], None], log: Log) -> None:
         )
     output("git", "var", "GIT_COMMITTER_IDENT")
     ledger.refuse_outdated()
+    _drop_rejected(log)
     if rounds.outdated().keys() & {"base", "prepare_test", "respond_base"}:
         note = recovery.begin("", [], "")
         log("The base is not up to date: making it first.")
         reproduce("respond_base")
         ledger.commit_lock("Bring the base up to date")
         recovery.end(note)
+
+
+def _drop_rejected(log: Log) -> None:
+    """Take rejected rounds out that are out of date, which `compare` would train again."""
+    listed = project.load().rounds
+    parents = {round_.parent for round_ in listed.values()}
+    names = [
+        name
+        for name in ledger.outdated_rounds()
+        if name not in parents and ledger.verdict(name) == "rejected"
+    ]
+    if names:
+        note = recovery.begin("", [], "")
+        with rounds.edited_params() as params:
+            for name in names:
+                rounds.take_out(params, name)
+        rounds.prune()
+        said = f"Take out {', '.join(names)}, rejected and out of date"
+        ledger.commit_lock(said)
+        recovery.end(note)
+        log(f"{said}; git and the cache keep what was there.")
 
 
 def _choose() -> tuple[str, list[str]]:

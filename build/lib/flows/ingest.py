@@ -1,0 +1,49 @@
+"""Flow `ingest-prompts`: bring new prompts in, as `tnt ingest` does; what is remote is retried."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from tnt import ingest
+from tnt.ingest import SourceFile
+
+RETRY_DELAYS_S: list[float] = [10, 60, 300]
+
+
+def may_pass(task: Any, task_run: Any, state: Any) -> bool:
+    """Whether a task failed of what another try may mend: a network, not a wrong row."""
+    return isinstance(state.data, OSError)
+
+
+@task(
+    retries=3,
+    retry_delay_seconds=RETRY_DELAYS_S,
+    retry_condition_fn=may_pass,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def fetch(source: str) -> list[SourceFile]:
+    """Read the files of a source."""
+    return ingest.fetch(source)
+
+
+@flow
+def ingest_prompts(source: str, prompt_set: str) -> int:
+    """Bring the new prompts of a source into a prompt set, in a commit; return their number.
+
+    Args:
+        source: A file, folder or glob, on disk or at any address that fsspec knows.
+        prompt_set: One of `prompt_sets` in params.yaml.
+    """
+    files = fetch(source)
+    run = f"{runtime.flow_run.name} ({runtime.flow_run.id})"
+    done = ingest.ingest(source, prompt_set, run=run, files=files)
+    told = ingest.sentence(done)
+    get_run_logger().info(told)
+    page = f"# {done.added} new in {prompt_set}\n\n{told}\n\nFrom `{ingest.redacted(source)}`."
+    create_markdown_artifact(page, key="ingested")
+    return done.added

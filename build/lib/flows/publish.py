@@ -1,0 +1,49 @@
+"""Publish a round: export it and copy the export to a URL."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_link_artifact
+from prefect.cache_policies import NO_CACHE
+
+from tnt import export
+from tnt.runs import RUNS_FILE
+
+WORK = RUNS_FILE.parent
+
+
+def is_temporary(task: Any, task_run: Any, state: Any) -> bool:
+    """Whether to try again: not where the destination itself is refused."""
+    return not isinstance(state.data, ValueError)
+
+
+@task(
+    retries=3,
+    retry_delay_seconds=[10, 60, 300],
+    retry_condition_fn=is_temporary,
+    cache_policy=NO_CACHE,
+)
+def upload(folder: Path, destination: str) -> str:
+    """Copy an export to a URL; return that."""
+    return export.upload(folder, destination)
+
+
+@flow
+def publish_round(name: str, destination: str, ungated: bool = False) -> str:
+    """Export a round, copy it to any URL of fsspec, and return that.
+
+    Args:
+        name: The round.
+        destination: Holds nothing, or this same model.
+        ungated: Publish a round that failed its gate or is not accepted.
+    """
+    WORK.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=WORK) as scratch:  # /tmp may lie in memory
+        folder = export.export(name, Path(scratch) / name, ungated=ungated)
+        published = upload(folder, destination)
+    create_link_artifact(link=published, link_text=f"{name}: {published}", key="published")
+    return published

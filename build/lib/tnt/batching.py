@@ -1,0 +1,121 @@
+"""Rows of token ids -> padded batches -> the logits that predict their completion tokens.
+
+Legend: B sequences, S prompt positions, T positions of the sequence the head sees, N completion
+tokens of the whole batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tnt.records import Mask
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Masked completions, padded on the right; the flat tensors hold completion tokens only."""
+
+    input_ids: Tensor
+    """Causal: prompt and completion, [B, T] int64. Encoder-decoder: the prompt, [B, S]."""
+    attention_mask: Tensor
+    """1 on real tokens of `input_ids`."""
+    decoder_input_ids: Tensor | None
+    """Encoder-decoder: the completion shifted right, [B, T] int64; causal: None."""
+    rows: Tensor
+    """True at positions whose logits predict a completion token, [B, T] bool."""
+    token_ids: Tensor
+    """The completion tokens, in the order in which `rows` selects, [N] int64."""
+    negative: Tensor
+    """[N] bool."""
+    kept: Tensor
+    """[N] bool; a token may be neither negative nor kept, and then carries no loss."""
+    corrected: Tensor
+    """True at the tokens of people's corrections, which the original never said, [N] bool."""
+
+    def to(self, device: str) -> Batch:
+        """Return the batch on a device."""
+        moved = {
+            name: value.to(device)
+            for name in self.__slots__
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
+
+
+def collate(masks: Sequence[Mask], *, decoder_start_id: int | None = None) -> Batch:
+    """Pad masked completions into one batch.
+
+    Args:
+        masks: Rows with at least one completion token each.
+        decoder_start_id: The decoder's first token in an encoder-decoder model; None for causal.
+    """
+    causal = decoder_start_id is None
+    sequences = [m.prompt_ids + m.completion_ids if causal else m.prompt_ids for m in masks]
+    width = max(map(len, sequences))
+    input_ids = torch.zeros(len(masks), width, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for i, sequence in enumerate(sequences):
+        input_ids[i, : len(sequence)] = torch.tensor(sequence)
+        attention_mask[i, : len(sequence)] = 1
+
+    decoder_input_ids = None
+    width = width if causal else max(len(m.completion_ids) for m in masks)
+    rows = torch.zeros(len(masks), width, dtype=torch.bool)
+    if not causal:
+        decoder_input_ids = torch.zeros(len(masks), width, dtype=torch.long)
+    for i, m in enumerate(masks):
+        start = len(m.prompt_ids) - 1 if causal else 0  # position t predicts token t + 1
+        rows[i, start : start + len(m.completion_ids)] = True
+        if decoder_input_ids is not None:
+            shifted = [decoder_start_id, *m.completion_ids[:-1]]
+            decoder_input_ids[i, : len(shifted)] = torch.tensor(shifted)
+
+    def flat(name: str, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([x for m in masks for x in getattr(m, name)], dtype=dtype)
+
+    corrected = [m.source == "corrected" for m in masks for _ in m.completion_ids]
+
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        decoder_input_ids=decoder_input_ids,
+        rows=rows,
+        token_ids=flat("completion_ids", torch.long),
+        negative=flat("negative_mask", torch.bool),
+        kept=flat("kept_mask", torch.bool),
+        corrected=torch.tensor(corrected, dtype=torch.bool),
+    )
+
+
+def completion_logits(model: Any, batch: Batch) -> Tensor:
+    """Return the logits that predict a batch's completion tokens, [N, V] float32.
+
+    Row n predicts `batch.token_ids[n]`. Prompt and padding rows never reach a causal LM's head.
+    """
+    if model.config.is_encoder_decoder:
+        output = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            decoder_input_ids=batch.decoder_input_ids,
+            use_cache=False,
+        )
+        return output.logits[batch.rows].float()
+    output = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        logits_to_keep=batch.rows,
+        use_cache=False,
+    )
+    return output.logits.reshape(-1, output.logits.shape[-1]).float()
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield indices in batches of similar length, longest first; ties keep their order."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -1,0 +1,105 @@
+"""What can be checked before anything runs, in one line each."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import re
+from pathlib import Path
+from typing import Any
+
+from tnt import layout, ledger, probe, project
+from tnt.artifacts import sha256_of
+from tnt.imports import closure
+from tnt.params import edited, load_yaml
+
+STAGES = Path("tnt/stages")
+TEMPLATES = Path("tnt/templates")
+
+
+def check() -> str:
+    """Check the params, prompt files and data folders, and the model's context if it is there.
+
+    Raises:
+        ValueError: The first thing that is wrong.
+    """
+    loaded = project.load()
+    check_wiring()
+    project.refuse_stray_folders(loaded.rounds)
+    if Path(".git").exists():
+        ledger.refuse_outdated()
+    tokenizer = config = None
+    base = layout.model(layout.BASE)
+    if (base / "config.json").is_file():
+        from transformers import AutoConfig
+
+        from tnt import models
+
+        tokenizer = models.load_tokenizer(base)
+        config = AutoConfig.from_pretrained(base)
+    count = project.check_prompts(loaded, tokenizer, config)
+    if loaded.report.probe:
+        probe.read({loaded.report.probe: sha256_of(Path(loaded.report.probe))})
+    stages = len(project.resolved(loaded))
+    found = f"{len(loaded.rounds)} rounds, {count} prompts read, params for {stages} stages"
+    return f"{layout.PARAMS} is valid: {found}."
+
+
+def check_wiring() -> None:
+    """Check that dvc.yaml lists what the code of each stage imports, and the templates it fills in.
+
+    Raises:
+        ValueError: A dependency is missing; names the stage and the file.
+    """
+    stages = load_yaml(layout.PIPELINE).get("stages") or {}
+    for name, stage in stages.items():
+        body = stage.get("do", stage)
+        module = re.search(r"-m tnt\.stages\.(\w+)", str(body.get("cmd")))
+        if module is None:
+            continue  # a stage of the user's own
+        needed = {path.as_posix() for path in closure(STAGES / f"{module[1]}.py", Path())}
+        if (TEMPLATES.parent / "report.py").as_posix() in needed:
+            needed |= {path.as_posix() for path in TEMPLATES.iterdir()}
+        if missing := sorted(needed - set(body.get("deps", []))):
+            raise ValueError(
+                f"{layout.PIPELINE}: the stage {name!r} reads {missing[0]!r}, which is not among "
+                "its deps. Add it."
+            )
+
+
+def pin() -> list[str]:
+    """Write hashes and Hub revisions of the base and of classifiers into params.yaml; return them.
+
+    Raises:
+        ValueError: One of them cannot be reached.
+    """
+    params = load_yaml(layout.PARAMS)
+    models: dict[str, Any] = {"base": params.get("base")}
+    for name, config in (params.get("detectors") or {}).items():
+        if isinstance(config, dict) and config.get("kind") == "classifier":
+            models[f"detectors.{name}"] = config
+    found = {where: _pinned(where, config) for where, config in models.items()}
+    with edited(layout.PARAMS, load_yaml) as params:
+        for where, (key, value) in found.items():
+            functools.reduce(operator.getitem, where.split("."), params)[key] = value
+    return [f"{where}.{key}: {value}" for where, (key, value) in found.items()]
+
+
+def _pinned(where: str, config: Any) -> tuple[str, str]:
+    """Return which key pins a model, and its value."""
+    if not isinstance(config, dict) or not isinstance(config.get("name"), str):
+        raise ValueError(f"{layout.PARAMS}: {where} is {config!r}. Give it a source and a name.")
+    name = config["name"]
+    match config.get("source"):
+        case "hub":
+            from huggingface_hub import HfApi
+
+            return "revision", str(HfApi().model_info(name).sha)
+        case "local":
+            return "sha256", sha256_of(Path(name))
+        case "package" if where == "base":
+            from tnt import models
+
+            return "sha256", models.package_sha256(name, str(config.get("file")))
+        case other:
+            raise ValueError(f"{where}.source is {other!r}. Choose hub or local (base: package).")

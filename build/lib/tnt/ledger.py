@@ -1,0 +1,366 @@
+"""What git holds of the rounds: a commit for every verdict, a tag for every accepted round.
+
+A verdict's commit holds params.yaml, dvc.lock and the metrics that git keeps, and says in trailers
+(`git interpret-trailers`) which round it is about; `tnt log` reads them back.
+
+    Accept round r2
+
+    helpdesk: 19.2% -> 10.6%
+
+    Round: r2
+    Verdict: accepted
+    Run: by hand
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from tnt import layout, project, rounds
+from tnt.artifacts import sha256_of
+from tnt.params import load_yaml
+from tnt.project import Project
+from tnt.rounds import accepted, tag
+from tnt.shell import alone, output, reproduce
+
+Verdict = Literal["accepted", "rejected", "rolled back", "rebased"]
+BY_HAND = "by hand"
+REBASED = Path("data/bases")
+"""Where the models of rounds live that became a base."""
+
+
+def accept(name: str, *, run: str = BY_HAND) -> str:
+    """Make a round immutable: check its gate, write out what it obeys, commit, tag; return the tag.
+
+    Args:
+        name: The last listed round.
+        run: Which run of a flow did it.
+
+    Raises:
+        ValueError: It failed its gate, is not up to date, is not the last round, or its parent is
+            not accepted; or git or DVC failed. params.yaml then stays as it is.
+    """
+    with alone(f"`tnt rounds accept {name}`"):
+        _refuse_unfit(name)
+        gate = rounds.read_metrics(name)["gate"]
+        if not gate["passed"]:
+            raise ValueError(
+                f"The round {name!r} failed its gate: {gate['reasons']}. Train it again."
+            )
+        _settle(name, "accepted", f"Accept round {name}", run=run)
+        output("git", "tag", tag(name))
+    return tag(name)
+
+
+def reject(name: str, reason: str, *, run: str = BY_HAND) -> None:
+    """Commit a round with the reason why nothing is to build on it; it gets no tag.
+
+    Raises:
+        ValueError: It is not up to date or not the last round, or its parent is not accepted.
+    """
+    with alone(f"the rejection of {name}"):
+        _refuse_unfit(name)
+        _settle(name, "rejected", f"Reject round {name}", run=run, reason=reason)
+
+
+def roll_back(name: str, *, run: str = BY_HAND) -> list[str]:
+    """List the rounds as the tag of one has them, so that the next builds on it; commit.
+
+    Tags and the cache keep the rounds that go. `base` is the state before the first round.
+
+    Returns:
+        The rounds that are no longer listed.
+
+    Raises:
+        ValueError: The round is not accepted, an accepted one is out of date, or files are changed.
+    """
+    with alone(f"`tnt rollback {name}`"):
+        if name != layout.BASE and not accepted(name):
+            raise ValueError(
+                f"The round {name!r} is not accepted: there is no tag {tag(name)}. `tnt log` shows "
+                "those that are."
+            )
+        refuse_outdated()
+        refuse_other_changes()
+        before = [*project.load().rounds]
+        listed = params_at(tag(name))["rounds"] if name != layout.BASE else CommentedMap()
+        if [*listed] == before:
+            raise ValueError(f"The round {name!r} is the last one already. Nothing to roll back.")
+        with _restored_on_failure():
+            with rounds.edited_params() as params:
+                params["rounds"] = listed
+            rounds.prune()
+            _commit(f"Roll back to {name}", _trailers(name, "rolled back", run))
+    return [other for other in before if other not in listed]
+
+
+def rebase(name: str, *, run: str = BY_HAND) -> Path:
+    """Make a round's model the base and list no round any more; return the folder of the model.
+
+    What the rounds removed stays removed, but nothing measures it unless the next rounds name the
+    same detectors. The model is put under DVC's care in `data/bases/`.
+
+    Raises:
+        ValueError: The round is not accepted, not listed, its model not the accepted one, or files
+            are changed.
+    """
+    from tnt.export import save_plain
+
+    with alone(f"`tnt rounds rebase {name}`"):
+        loaded = project.load()
+        rounds.refuse_unknown(name, loaded)
+        if not accepted(name):
+            raise ValueError(f"The round {name!r} is not accepted. Accept it first.")
+        refuse_other_changes()
+        for stage, changes in rounds.outdated().items():
+            if stage == f"train@{name}" and any("changed outs" in c for c in changes):
+                raise ValueError(
+                    f"{layout.model(name)} is not the accepted model. `dvc checkout` restores it."
+                )
+        folder = REBASED / name
+        with _restored_on_failure():
+            save_plain(name, folder)
+            output("dvc", "add", "--quiet", str(folder))
+            with rounds.edited_params() as params:
+                params["base"] = CommentedMap(
+                    source="local", name=folder.as_posix(), sha256=sha256_of(folder)
+                )
+                params["rounds"] = CommentedMap()
+            rounds.prune()
+            message, more = f"Rebase onto {name}", [f"{folder}.dvc", str(REBASED / ".gitignore")]
+            _commit(message, _trailers(name, "rebased", run), more)
+    return folder
+
+
+def verdict(name: str) -> Verdict | None:
+    """Return whether a listed round was accepted or rejected; None if neither, or changed since."""
+    if accepted(name):
+        return "accepted"
+    entry = load_yaml(layout.PARAMS)["rounds"][name]
+    for commit, named, given in _verdicts():
+        if named == name and given == "rejected":
+            return "rejected" if plain(params_at(commit)["rounds"].get(name)) == entry else None
+    return None
+
+
+def rejection(name: str) -> str:
+    """Return why a round was rejected, in a sentence."""
+    commit = next(c for c, named, given in _verdicts() if (named, given) == (name, "rejected"))
+    return output("git", "log", "-1", f"--format={_trailer('Reason')}", commit)
+
+
+def last_accepted(loaded: Project) -> str:
+    """Return the last listed round that is accepted, or the base."""
+    return next((name for name in reversed(loaded.rounds) if accepted(name)), layout.BASE)
+
+
+def next_name(loaded: Project) -> str:
+    """Return a name that no round ever had: r3 after r1 and r2, tagged, listed or rejected."""
+    tags = output("git", "tag", "--list", tag("*")).split()
+    known = [*loaded.rounds, *(t.removeprefix(tag("")) for t in tags)]
+    known += [name for _, name, _ in _verdicts()]
+    numbers = [int(found[1]) for name in known if (found := re.fullmatch(r"r(\d+)", name))]
+    return f"r{max(numbers, default=0) + 1}"
+
+
+def complete(name: str, start: str) -> bool:
+    """Give a round the tag that a kill kept it from; return whether its verdict is in git.
+
+    Args:
+        name: The round.
+        start: The commit before.
+    """
+    for commit, named, given in _verdicts(f"{start}.."):
+        if named == name:
+            if given == "accepted" and not accepted(name):
+                output("git", "tag", tag(name), commit)
+            return True
+    return False
+
+
+def refuse_without_remote() -> None:
+    """Raise if there is nowhere to push data to."""
+    if not output("dvc", "remote", "list"):
+        raise ValueError(
+            "No DVC remote is configured, so nothing can be pushed. `dvc remote add -d NAME URL`."
+        )
+
+
+def push() -> Iterator[str]:
+    """Send data to the DVC remote, commits and tags to the branch's upstream; yield what was done.
+
+    Without an upstream, commits and tags stay here.
+    """
+    yield f"dvc push: {output('dvc', 'push')}"
+    branch = output("git", "branch", "--show-current")
+    wanted = "--format=%(upstream:remotename) %(upstream:remoteref)"
+    remote, _, target = output("git", "for-each-ref", wanted, f"refs/heads/{branch}").partition(" ")
+    if not remote:
+        yield f"The branch {branch or 'HEAD'} has no upstream: commits and tags were not pushed."
+        return
+    tags = "refs/tags/round/*:refs/tags/round/*"
+    output("git", "push", "--quiet", "--atomic", remote, f"HEAD:{target}", tags)
+    yield f"git push: {branch} and the tags of the rounds, to {remote}"
+
+
+def commit_params(message: str) -> None:
+    """Commit params.yaml alone."""
+    output("git", "commit", "--quiet", "--message", message, "--", str(layout.PARAMS))
+
+
+def commit_lock(message: str) -> None:
+    """Commit dvc.lock, and what else git keeps of the stages that ran, if anything changed."""
+    refuse_other_changes()
+    _add()
+    if output("git", "diff", "--cached", "--name-only"):
+        output("git", "commit", "--quiet", "--message", message)
+
+
+def params_at(revision: str) -> CommentedMap:
+    """Return params.yaml as a revision of git has it, comments and all."""
+    return YAML().load(output("git", "show", f"{revision}:./{layout.PARAMS}"))
+
+
+def plain(entry: Any) -> Any:
+    """Return a node of YAML as plain dicts and lists."""
+    if isinstance(entry, dict):
+        return {key: plain(value) for key, value in entry.items()}
+    return [plain(value) for value in entry] if isinstance(entry, list) else entry
+
+
+def changes() -> list[str]:
+    """Return the paths that differ from the last commit, of files that git knows or could know."""
+    lines = output("git", "status", "--porcelain", "--no-renames", "-z", "-uall").split("\0")
+    return [line[2:].strip() for line in lines if line]
+
+
+def kept_by_git() -> list[str]:
+    """Return the files that a verdict's commit holds: params, lock, the metrics that git keeps.
+
+    Those of a round that was removed are among them, so that the commit deletes them.
+    """
+    found = [":(glob)data/**/.gitignore", f":(glob){layout.EVALUATIONS}/*/metrics.json"]
+    changed = output("git", "ls-files", "--others", "--modified", "--", *found)
+    kept = [layout.PARAMS, layout.LOCK, layout.METRICS, layout.ROUNDS_CSV]
+    return [*map(str, kept), *changed.split()]
+
+
+def refuse_other_changes() -> None:
+    """Raise if there are changes that the commit would miss, or that were staged for another."""
+    ours = {*kept_by_git()}
+    for path in changes():
+        if path not in ours:
+            raise ValueError(
+                f"{path} is changed but not committed, and the tag could not rebuild the round. "
+                "Commit it first."
+            )
+
+
+def refuse_outdated() -> None:
+    """Raise if an accepted round is not up to date; say which, what changed and what to do."""
+    listed = project.load().rounds
+    for stage, found in rounds.outdated().items():
+        name = stage.rpartition("@")[2]
+        if name in listed and accepted(name):
+            raise ValueError(_outdated(name, stage, found))
+
+
+def _outdated(name: str, stage: str, found: list[Any]) -> str:
+    said = [
+        f"{path} is {how}"
+        for one in found
+        if isinstance(one, dict)
+        for kind in one.values()
+        if isinstance(kind, dict)
+        for path, how in kind.items()
+    ]
+    remedy = (
+        "`dvc pull` or `dvc checkout` brings it back."
+        if all(line.endswith("is deleted") for line in said)
+        else "Undo the change, let `dvc repro` build the round again, or make its model the new "
+        f"base: `tnt rounds rebase {name}`."
+    )
+    more = f" and {len(said) - 3} more" if len(said) > 3 else ""
+    what = ", ".join(said[:3]) or ", ".join(map(str, found))
+    return f"The accepted round {name!r} is out of date: {stage} ({what}{more}). {remedy}"
+
+
+def _refuse_unfit(name: str) -> None:
+    """Raise if a round cannot be given a verdict now."""
+    loaded = project.load()
+    rounds.refuse_unknown(name, loaded)
+    if accepted(name):
+        raise ValueError(f"The round {name!r} is accepted already, as tag {tag(name)}.")
+    if name != next(reversed(loaded.rounds)):
+        later = next(reversed(loaded.rounds))
+        raise ValueError(
+            f"{layout.PARAMS} lists {later!r} after {name!r}. Rounds are accepted one at a time: "
+            f"remove {later!r}, accept {name!r}, add {later!r} again; the cache has its results."
+        )
+    if (parent := loaded.rounds[name].parent) != layout.BASE and not accepted(parent):
+        raise ValueError(f"The parent {parent!r} of {name!r} is not accepted. Accept it first.")
+    if rounds.outdated().keys() - {"compare"}:  # which is brought up to date with the verdict
+        raise ValueError("There are stages to run. `dvc repro` first, then accept.")
+    refuse_other_changes()
+
+
+def _settle(name: str, given: Verdict, subject: str, *, run: str, reason: str = "") -> None:
+    """Freeze a round and commit the verdict on it."""
+    learned = rounds.read_metrics(name)["learned"]
+    body = "; ".join(
+        f"{detector}: {change['before']['rate']:.1%} -> {change['after']['rate']:.1%}"
+        for detector, change in learned.items()
+    )
+    with _restored_on_failure():
+        rounds.freeze(name)
+        _commit(f"{subject}\n\n{body}", _trailers(name, given, run, reason))
+
+
+def _commit(message: str, trailers: list[str], more: list[str] | None = None) -> None:
+    """Bring `compare` up to date, then commit what git keeps of the rounds, and nothing else."""
+    reproduce("compare", log=lambda line: None)
+    _add(more)
+    output("git", "commit", "--quiet", "--message", message, "--message", "\n".join(trailers))
+
+
+def _add(more: list[str] | None = None) -> None:
+    paths = [*kept_by_git(), *(more or [])]
+    known = {*output("git", "ls-files").splitlines()}
+    output("git", "add", "--", *(path for path in paths if path in known or Path(path).exists()))
+
+
+@contextlib.contextmanager
+def _restored_on_failure() -> Iterator[None]:
+    before = {p: p.read_bytes() for p in (layout.PARAMS, layout.LOCK) if p.is_file()}
+    try:
+        yield
+    except BaseException:
+        for path, content in before.items():
+            path.write_bytes(content)
+        raise
+
+
+def _trailers(name: str, given: Verdict, run: str, reason: str = "") -> list[str]:
+    said = {"Round": name, "Verdict": given, "Reason": reason, "Run": run}
+    return [f"{key}: {' '.join(value.split())}" for key, value in said.items() if value]
+
+
+def _trailer(key: str) -> str:
+    """Return git's placeholder for the value of a trailer."""
+    return f"%(trailers:key={key},valueonly,unfold,separator=%x20)"
+
+
+def _verdicts(revisions: str = "HEAD") -> Iterator[tuple[str, str, str]]:
+    """Yield (commit, round, verdict), the latest first."""
+    line = f"%H%x00{_trailer('Round')}%x00{_trailer('Verdict')}"
+    for found in output("git", "log", f"--format={line}", revisions).splitlines():
+        commit, name, given = found.split("\0")
+        if name:
+            yield commit, name, given

@@ -1,0 +1,265 @@
+"""The losses: what each does at a negative token and at a kept token, per token, in nats.
+
+`token_losses` is the plain, exact definition; anything faster is tested against it. At a negative
+token, forward KL to the target equals KL(target || updated restricted to what is allowed) minus
+log(1 - p(negative)): unlikelihood plus a term that says where the mass goes. That second term is
+the point of the method (Zhang, Ranganath, Tafvizi 2024, arXiv 2406.13660).
+
+Legend: N tokens, V vocabulary. q is the target, p the updated model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tnt.targets import target_log_probs, with_floor
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a term may look at: some tokens, all negative or all kept."""
+
+    updated: Tensor
+    """Log-probabilities of the updated model, [N, V]."""
+    original_logits: Tensor
+    """Of the frozen original, [N, V]."""
+    token_ids: Tensor
+    """The generated tokens, [N] int64."""
+    negative: Tensor
+    """[N, V] bool; no True at kept tokens."""
+    numbers: Tensor
+    """Which rows of the caller's these are, [N] int64: named in errors."""
+    target_floor: float
+    nl_cap: float
+
+    def target(self) -> Tensor:
+        """Return the target's log-probabilities, [N, V]; at kept tokens those of the original."""
+        return target_log_probs(self.original_logits, self.negative, self.numbers)
+
+
+Term = Callable[[Rows], Tensor]
+"""Rows -> [N]."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLoss:
+    """One loss of the table."""
+
+    negative: Term
+    kept: Term
+
+
+def forward_kl(rows: Rows) -> Tensor:
+    """KL(q || p) = sum of q log(q / p), with 0 log 0 = 0.
+
+    Each entry also gets p - q, which adds up to nothing: the terms are then all non-negative, and
+    where p and q are the same numbers value and gradient are 0 exactly, not only to round-off.
+    """
+    q, difference, p = _compared(rows.target(), rows.updated)
+    return (q * difference - q + p).sum(-1)
+
+
+def reverse_kl(rows: Rows) -> Tensor:
+    """KL(p || q'), where q' has `target_floor` at negative entries; see `forward_kl` for the form.
+
+    Raises:
+        ValueError: p is positive where q' is 0.
+    """
+    target = with_floor(rows.target(), rows.negative, rows.target_floor)
+    p, difference, q = _compared(rows.updated, target)
+    infinite = torch.isneginf(target) & (p > 0)
+    if infinite.any():
+        row, token = infinite.nonzero()[0].tolist()
+        raise ValueError(
+            f"Row {int(rows.numbers[row])}: reverse KL is infinite, token {token} has probability "
+            "0 in the target and more in the updated model. Use a forward KL loss, or an original "
+            "without -inf logits."
+        )
+    return (p * difference - p + q).sum(-1)
+
+
+def unlikelihood(rows: Rows) -> Tensor:
+    """-log(1 - p(negative)): Welleck et al. 2020 (arXiv 1908.04319)."""
+    unwanted = _negative_log_prob(rows)
+    allowed = _log_prob_of(rows.updated, ~rows.negative)
+    small = unwanted < -0.6931471805599453  # below 1/2, where the other form would cancel
+    by_log1p = torch.log1p(-torch.where(small, unwanted, -1.0).exp())
+    return -torch.where(small, by_log1p, torch.where(small, 0.0, allowed))
+
+
+def negative_likelihood(rows: Rows) -> Tensor:
+    """max(log p(negative), cap)."""
+    return _negative_log_prob(rows).clamp(min=rows.nl_cap)
+
+
+def cross_entropy(rows: Rows) -> Tensor:
+    """-log p(token)."""
+    return -rows.updated.gather(-1, rows.token_ids[:, None])[:, 0]
+
+
+def no_loss(rows: Rows) -> Tensor:
+    """0: the completion is not trained on."""
+    return rows.updated.new_zeros(len(rows.token_ids))
+
+
+LOSSES = {  # at negative tokens, at kept tokens
+    "tnff": TokenLoss(forward_kl, forward_kl),
+    "tnrr": TokenLoss(reverse_kl, reverse_kl),
+    "tnrf": TokenLoss(reverse_kl, forward_kl),
+    "tnfll": TokenLoss(forward_kl, cross_entropy),
+    "tnrll": TokenLoss(reverse_kl, cross_entropy),
+    "ul": TokenLoss(unlikelihood, cross_entropy),
+    "nl": TokenLoss(negative_likelihood, cross_entropy),
+    "sft_clean": TokenLoss(no_loss, cross_entropy),  # the trainer drops flagged completions whole
+}
+
+
+def token_losses(
+    loss: str,
+    logits: Tensor,
+    original_logits: Tensor,
+    token_ids: Tensor,
+    negative: Tensor,
+    *,
+    negative_weight: float = 1.0,
+    target_floor: float = 1e-6,
+    nl_cap: float = -10.3,
+    compat: Literal["t5patches"] | None = None,
+) -> Tensor:
+    """Return the loss of every token, before any reduction.
+
+    For tnff, logits that say [0.4, 0.3, 0.2, 0.1] of both models and token 1 flagged:
+    KL([4/7, 0, 2/7, 1/7] || [0.4, 0.3, 0.2, 0.1]) = -log 0.7 = 0.357.
+
+    Args:
+        loss: A key of `LOSSES`.
+        logits: Of the updated model, [N, V]; row n predicts token_ids[n].
+        original_logits: Of the frozen original in evaluation mode, [N, V].
+        token_ids: Generated tokens, [N] int64.
+        negative: [N] bool, where the generated token was flagged; or [N, V] bool, sets of flagged
+            tokens: a row with any True is a negative row. Every other row is a kept token.
+        negative_weight: Multiplies the negative rows; `alpha` in T5Patches.
+        target_floor: Mass of a reverse-KL target on all negative tokens of a row together.
+        nl_cap: Where `nl` stops pushing: log p is not lowered below it.
+        compat: `t5patches` gives the authors' numbers, quirks included.
+
+    Returns:
+        Nats per token, [N], in the precision of `logits`; half precision is raised to float32.
+
+    Raises:
+        ValueError: The loss is unknown, a number is out of range, or a target does not exist.
+    """
+    if compat not in (None, "t5patches"):
+        raise ValueError(f"compat is {compat!r}. It is None or 't5patches'.")
+    table = T5PATCHES_LOSSES if compat else LOSSES
+    if loss not in table:
+        raise ValueError(f"The loss {loss!r} is unknown. Choose one of: {', '.join(table)}.")
+    if not 0 < negative_weight < math.inf:
+        raise ValueError(f"negative_weight is {negative_weight}. It must be above 0 and finite.")
+    if not 0 < target_floor < 1:
+        raise ValueError(f"target_floor is {target_floor}. It must lie between 0 and 1.")
+    if negative.dtype != torch.bool:
+        raise ValueError(f"negative is {negative.dtype}. Give a bool tensor, True where flagged.")
+    if logits.dtype.itemsize < 4:
+        logits = logits.float()
+    original_logits = original_logits.to(logits.dtype)
+    if negative.ndim == 1:
+        negative = torch.zeros_like(logits, dtype=torch.bool).scatter(
+            -1, token_ids[:, None], negative[:, None]
+        )
+    flagged = negative.any(-1)
+    losses = logits.new_zeros(len(token_ids))
+    # Rows are selected, never multiplied by a mask: NaN * 0 is NaN, and so is its gradient.
+    for term, chosen, weight in (
+        (table[loss].negative, flagged, negative_weight),
+        (table[loss].kept, ~flagged, 1.0),
+    ):
+        if chosen.any():
+            rows = Rows(
+                updated=logits[chosen].log_softmax(-1),
+                original_logits=original_logits[chosen],
+                token_ids=token_ids[chosen],
+                negative=negative[chosen],
+                numbers=chosen.nonzero()[:, 0],
+                target_floor=target_floor,
+                nl_cap=nl_cap,
+            )
+            losses = losses.index_put((chosen,), weight * term(rows))
+    if compat == "t5patches" and loss == "nl":
+        return losses.clamp(max=-nl_cap)  # their cap: after the weight, and of the wrong sign
+    return losses
+
+
+def _compared(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return exp(first), first - second and exp(second), with 0 where both are -inf or first is.
+
+    A -inf never reaches a subtraction or a product whose gradient would be NaN.
+    """
+    absent, other_absent = torch.isneginf(first), torch.isneginf(second)
+    either = absent | other_absent
+    difference = first.masked_fill(either, 0.0) - second.masked_fill(either, 0.0)
+    difference = difference.masked_fill(other_absent & ~absent, torch.inf)
+    return first.exp(), difference, second.exp()
+
+
+def _negative_log_prob(rows: Rows) -> Tensor:
+    """Log p of all negative tokens of a row together, [N]."""
+    return _log_prob_of(rows.updated, rows.negative)
+
+
+def _log_prob_of(log_probs: Tensor, chosen: Tensor) -> Tensor:
+    """Return log of the chosen entries' summed probability, [N]; -inf, gradient 0, if it is 0."""
+    entries = log_probs.masked_fill(~chosen, -torch.inf)
+    absent = torch.isneginf(entries).all(-1)
+    return torch.where(absent, -torch.inf, entries.masked_fill(absent[:, None], 0.0).logsumexp(-1))
+
+
+# The authors' forms, kept to reproduce their numbers; tests/data/t5patches_losses.json has notes.
+
+_SMOOTHING = 1e-6
+_LARGEST_PROBABILITY = 1 - 1e-7
+
+
+def _smoothed(log_probs: Tensor) -> Tensor:
+    """1e-6 on every entry of the vocabulary: 3.1% of the mass at V = 32,128."""
+    probs = log_probs.exp() + _SMOOTHING
+    return (probs / probs.sum(-1, keepdim=True)).log()
+
+
+def _soft_cross_entropy(rows: Rows) -> Tensor:
+    q = rows.target().exp()
+    return -torch.where(q > 0, q * rows.updated, 0.0).sum(-1)
+
+
+def _smoothed_soft_cross_entropy(rows: Rows) -> Tensor:
+    return -(_smoothed(rows.target()).exp() * rows.updated).sum(-1)
+
+
+def _smoothed_cross_entropy(rows: Rows) -> Tensor:
+    one_hot = torch.zeros_like(rows.updated).scatter(-1, rows.token_ids[:, None], 1.0)
+    return -(_smoothed(one_hot.log()).exp() * rows.updated).sum(-1)
+
+
+def _smoothed_reverse_kl(rows: Rows) -> Tensor:
+    return (rows.updated.exp() * (rows.updated - _smoothed(rows.target()))).sum(-1)
+
+
+def _clipped_unlikelihood(rows: Rows) -> Tensor:
+    return -torch.log(1 - _negative_log_prob(rows).exp().clamp(max=_LARGEST_PROBABILITY))
+
+
+T5PATCHES_LOSSES = {
+    "tnff": TokenLoss(_soft_cross_entropy, _soft_cross_entropy),
+    "tnrr": TokenLoss(_smoothed_reverse_kl, _smoothed_reverse_kl),
+    "tnrf": TokenLoss(_smoothed_reverse_kl, _smoothed_soft_cross_entropy),
+    "tnfll": TokenLoss(_soft_cross_entropy, cross_entropy),
+    "tnrll": TokenLoss(_smoothed_reverse_kl, _smoothed_cross_entropy),
+    "ul": TokenLoss(_clipped_unlikelihood, cross_entropy),
+    "nl": TokenLoss(_negative_log_prob, cross_entropy),
+}

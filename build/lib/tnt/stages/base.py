@@ -1,0 +1,21 @@
+"""Stage `base`: fetch the base model and save it as a plain transformers folder.
+
+python -m tnt.stages.base data/models/base data/resolved/base/base.yaml
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tnt import models
+from tnt.models import BaseParams
+from tnt.runs import command
+
+
+def base(model_path: Path, *, params: BaseParams) -> None:
+    """Write the base model and its tokenizer."""
+    models.fetch_base(params, model_path)
+
+
+if __name__ == "__main__":
+    command(base)

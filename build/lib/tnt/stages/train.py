@@ -1,0 +1,94 @@
+r"""Stage `train`: update a copy of the parent so that exactly the negative tokens go.
+
+    python -m tnt.stages.train data/models/base data/rounds/r1/masks.parquet data/models/r1 \
+        data/rounds/r1/training.csv data/resolved/r1/train.yaml
+
+Killed and run again, it continues from its last checkpoint in `work/` and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic.dataclasses import dataclass
+
+from tnt import artifacts, expectations, models, training, validation
+from tnt.imports import closure
+from tnt.models import RuntimeParams
+from tnt.params import STRICT
+from tnt.records import Mask
+from tnt.runs import command
+from tnt.training import StepLog, TrainParams
+
+WORK = Path("work")
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class TrainStageParams:
+    """How a round is trained, and on what."""
+
+    runtime: RuntimeParams
+    train: TrainParams
+
+
+def train(
+    parent_path: Path,
+    masks_path: Path,
+    model_path: Path,
+    log_path: Path,
+    *,
+    params: TrainStageParams,
+) -> None:
+    """Write the updated model (or its adapter) and one log line per step."""
+    masks = artifacts.read(masks_path, Mask)
+    tokenizer = models.load_tokenizer(parent_path)
+    logs: list[StepLog] = []
+    if not any(any(mask.negative_mask) or mask.source == "corrected" for mask in masks):
+        print(f"None of the {len(masks)} completions is flagged: {model_path.name} is its parent.")
+        _validate_model(models.load(parent_path), model_path, log_path.parent)
+        models.copy_parent(parent_path, model_path)
+    else:
+        device = models.use(params.runtime)
+        inputs = [artifacts.sha256_of(path) for path in (parent_path, masks_path)]
+        code = [artifacts.sha256_of(ROOT / path) for path in closure(Path(__file__), ROOT)]
+        workdir = WORK / model_path.name / training.fingerprint(*inputs, *code, repr(params))
+        original = models.load(parent_path, device=device)
+        models.refuse_unknown(
+            original, ((m.prompt_id, m.prompt_ids + m.completion_ids) for m in masks)
+        )
+        updated, logs = training.train(
+            original, masks, params.train, workdir=workdir, autocast=params.runtime.autocast
+        )
+        _validate_model(updated, model_path, log_path.parent)
+        if params.train.lora:
+            models.save_adapter(updated, tokenizer, model_path, parent=parent_path)
+        else:
+            models.save(updated, tokenizer, model_path)
+        training.forget(workdir)
+    rows = [asdict(log) for log in logs]
+    suite = expectations.training(rows, [field.name for field in fields(StepLog)])
+    validation.validate(suite, log_path)
+    artifacts.write_text(_csv(logs), log_path)
+
+
+def _validate_model(model: Any, path: Path, folder: Path) -> None:
+    """Check the weights; the result goes where `compare` finds it."""
+    weights = ((name, bool(w.isfinite().all())) for name, w in model.named_parameters())
+    validation.validate(expectations.model(weights), path, folder)
+
+
+def _csv(logs: list[StepLog]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(StepLog)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: round(value, 6) for name, value in asdict(log).items()} for log in logs)
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    command(train)

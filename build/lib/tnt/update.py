@@ -1,0 +1,220 @@
+"""The loop of rounds: answer, look, train, compare, accept; until the model is clean.
+
+    listed without a verdict, or new: a round on the last accepted one
+      dvc repro detect@r      clean enough? put everything back and stop
+      dvc repro evaluate@r    gate: rejected rounds are committed and stop the run
+      accept                  commit and tag; the next round builds on it
+
+Prefect adds the schedule, the form, notifications and pages around it (flows/update.py); nothing
+here needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tnt import artifacts, layout, ledger, project, recovery, rounds, shell
+from tnt.project import Project, PromptFiles
+from tnt.records import Completion, Flag
+from tnt.shell import output
+
+Log = Callable[[str], None]
+
+
+class GateFailed(ValueError):
+    """A round did not pass its gate."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What an update did."""
+
+    accepted: list[str] = field(default_factory=list)
+    flag_rates: dict[str, float] = field(default_factory=dict)
+    """Round -> share of its corpus, answered by its parent, that its detectors flagged."""
+    stopped: str = ""
+    """Why, in a sentence."""
+
+
+def update(
+    *,
+    max_rounds: int = 1,
+    target_flag_rate: float = 0.02,
+    detectors: Sequence[str] | None = None,
+    reproduce: Callable[[str], None] = shell.reproduce,
+    accepted: Callable[[str], None] = lambda name: None,
+    log: Log = print,
+    run: str = ledger.BY_HAND,
+) -> Outcome:
+    """Train rounds until the model is clean, nothing is gained, or `max_rounds` are accepted.
+
+    Rounds that params.yaml lists without a verdict come first, in their order. Then new ones are
+    added, on the prompt files that no accepted round learned from, or else on those of the last.
+
+    Args:
+        max_rounds: Rounds that are trained at most.
+        target_flag_rate: A corpus flagged no more often than this is clean.
+        detectors: What a new round flags besides its parent's detectors. None: nothing else; on the
+            base, what the last listed round flags, or all that is defined if there is none.
+        reproduce: Runs `dvc repro` on a stage.
+        accepted: Is told the name of each accepted round.
+        log: Is given lines for people.
+        run: What the commits say did it.
+
+    Raises:
+        GateFailed: A round was rejected; it is committed, with the reason, and not tagged.
+        ValueError: Files are changed, an accepted round is out of date, a stage failed, or another
+            process runs dvc. What the update had changed is put back.
+    """
+    with shell.alone(f"the update {run}"):
+        recovery.recover(log)
+        _prepare(reproduce, log)
+        outcome = Outcome()
+        while len(outcome.accepted) < max_rounds and not outcome.stopped:
+            name, later = _choose()
+            note = recovery.begin(name, later, run)
+            settled = False
+            try:
+                _list(name, later, detectors)
+                if not (reason := _tried_before(name)):
+                    reproduce(f"detect@{name}")
+                    outcome.flag_rates[name] = share = flag_rate(name)
+                    log(f"{name}: {share:.1%} of its corpus is flagged.")
+                    if share <= target_flag_rate:
+                        reason = f"{share:.1%} is flagged, no more than {target_flag_rate:.1%}."
+                if not reason:
+                    reproduce(f"evaluate@{name}")
+                    settled, reason = True, _judge(name, run)
+            except GateFailed:
+                recovery.end(note)
+                raise
+            except Exception:
+                recovery.restore(log)
+                recovery.end(note)
+                raise
+            if not settled:
+                recovery.restore(log)
+            recovery.end(note)
+            if reason:
+                outcome.stopped = reason
+            else:
+                log(f"Accepted {name} as {rounds.tag(name)}.")
+                outcome.accepted.append(name)
+                accepted(name)
+        outcome.stopped = outcome.stopped or f"max_rounds is {max_rounds}."
+        log(f"Stopped: {outcome.stopped}")
+    return outcome
+
+
+def flag_rate(name: str) -> float:
+    """Return the share of a round's corpus that its detectors flag."""
+    folder = layout.ROUNDS / name
+    completions = artifacts.read(folder / "completions.parquet", Completion)
+    flags = artifacts.read(folder / "flags.parquet", Flag)
+    return len({(f.prompt_id, f.sample) for f in flags}) / len(completions)
+
+
+def _prepare(reproduce: Callable[[str], None], log: Log) -> None:
+    """Check that a commit can be made and built upon; bring the base up to date."""
+    if changed := ledger.changes():
+        raise ValueError(
+            f"{changed[0]} is changed but not committed. Commit or undo that first: an update "
+            "starts from a commit and ends in one."
+        )
+    output("git", "var", "GIT_COMMITTER_IDENT")
+    ledger.refuse_outdated()
+    if rounds.outdated().keys() & {"base", "prepare_test", "respond_base"}:
+        note = recovery.begin("", [], "")
+        log("The base is not up to date: making it first.")
+        reproduce("respond_base")
+        ledger.commit_lock("Bring the base up to date")
+        recovery.end(note)
+
+
+def _choose() -> tuple[str, list[str]]:
+    """Return the round to work on, new or the first without a verdict, and those listed after."""
+    loaded = project.load()
+    listed = [*loaded.rounds]
+    for i, name in enumerate(listed):
+        if ledger.verdict(name) is None:
+            parent = loaded.rounds[name].parent
+            if parent != layout.BASE and not rounds.accepted(parent):
+                raise ValueError(
+                    f"The round {name!r} builds on {parent!r}, which was rejected: "
+                    f"{ledger.rejection(parent)}. Give {name!r} another parent, or remove it."
+                )
+            return name, listed[i + 1 :]
+    return ledger.next_name(loaded), []
+
+
+def _list(name: str, later: Sequence[str], detectors: Sequence[str] | None) -> None:
+    """Make a round the last one in params.yaml."""
+    loaded = project.load()
+    if name in loaded.rounds:
+        if later:
+            with rounds.edited_params() as params:
+                for other in later:
+                    rounds.take_out(params, other)
+            rounds.prune()
+        return
+    parent = ledger.last_accepted(loaded)
+    if detectors is None:
+        like = next(reversed(loaded.rounds), None) if parent == layout.BASE else parent
+        detectors = loaded.rounds[like].detectors if like else [*loaded.detectors]
+    rounds.add(name, parent=parent, detectors=[*detectors], prompts=_prompts(loaded, parent))
+
+
+def _prompts(loaded: Project, parent: str) -> PromptFiles:
+    """Return what a new round learns from: of each set the files that are new, else the last."""
+    chain = [parent, *loaded.ancestors(parent)] if parent != layout.BASE else []
+    last = loaded.rounds[parent].prompts if chain else loaded.evaluate.prompts
+    chosen = {}
+    for prompt_set in last:
+        if rounds.learnable(loaded, prompt_set):
+            there = {path.name for path in (layout.PROMPTS / prompt_set).glob("*.jsonl")}
+            known = {file for r in chain for file in loaded.rounds[r].prompts.get(prompt_set, [])}
+            chosen[prompt_set] = sorted(there - known) or last[prompt_set]
+    return chosen
+
+
+def _tried_before(name: str) -> str:
+    """Return why not to try a round: one that was rejected was the same in all that it obeys."""
+    loaded = project.load()
+    obeyed = project.resolved(loaded)
+
+    def of(round_name: str) -> dict[str, Any]:
+        stages = {stage: values for (r, stage), values in obeyed.items() if r == round_name}
+        return {**stages, "parent": loaded.rounds[round_name].parent}
+
+    for other in loaded.rounds:
+        if other != name and ledger.verdict(other) == "rejected" and of(other) == of(name):
+            return (
+                f"another round would be what {other} was, and that was rejected: "
+                f"{ledger.rejection(other)}. Change prompts, params or detectors."
+            )
+    return ""
+
+
+def _judge(name: str, run: str) -> str:
+    """Accept or reject an evaluated round; return why to stop, if it gained nothing.
+
+    Raises:
+        GateFailed: It was rejected by its gate.
+    """
+    metrics = rounds.read_metrics(name)
+    if not metrics["gate"]["passed"]:
+        reasons = metrics["gate"]["reasons"]
+        ledger.reject(name, reasons, run=run)
+        raise GateFailed(f"The round {name!r} failed its gate: {reasons}.")
+    counts = {
+        detector: (change["before"]["flagged"], change["after"]["flagged"])
+        for detector, change in metrics["learned"].items()
+    }
+    if all(after >= before for before, after in counts.values()):
+        said = ", ".join(f"{d} {before} -> {after}" for d, (before, after) in counts.items())
+        ledger.reject(name, f"nothing gained: flagged {said}", run=run)
+        return f"{name} gained nothing: flagged test completions {said}."
+    ledger.accept(name, run=run)
+    return ""
