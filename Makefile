@@ -10,15 +10,18 @@ BIN := .venv/bin
 # Stages run as `python -m ...`: dvc takes it from PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint lock
+.PHONY: repro serve test lint lock
 
 repro: .venv/ready
 	tnt check
 	dvc repro
 	tnt summary
 
+serve: .venv/ready
+	python -m flows.serve --worker
+
 test: .venv/ready
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 pytest -q
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 pytest -q --numprocesses 2 --dist loadfile
 
 lint: .venv/ready
 	ruff check .

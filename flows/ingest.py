@@ -32,14 +32,20 @@ def fetch(source: str) -> list[SourceFile]:
 
 
 @flow
-def ingest_prompts(source: str, prompt_set: str) -> int:
+def ingest_prompts(source: str, prompt_set: str, may_be_empty: bool = False) -> int:
     """Bring the new prompts of a source into a prompt set, in a commit; return their number.
 
     Args:
         source: A file, folder or glob, on disk or at any address that fsspec knows.
         prompt_set: One of `prompt_sets` in params.yaml.
+        may_be_empty: Whether a source without files is none to fail for, but 0 prompts.
     """
-    files = fetch(source)
+    try:
+        files = fetch(source)
+    except ingest.NothingToRead:
+        if may_be_empty:
+            return 0
+        raise
     run = f"{runtime.flow_run.name} ({runtime.flow_run.id})"
     done = ingest.ingest(source, prompt_set, run=run, files=files)
     told = ingest.sentence(done)

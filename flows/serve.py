@@ -63,7 +63,8 @@ def serve(*, worker: bool) -> None:
             command = ["prefect", "worker", "start", "--pool", POOL]
             process = running.enter_context(_process(*command))
             _say(api)
-            process.wait()
+            if process.wait():
+                raise ValueError(f"The worker ended with status {process.returncode}: see above.")
         else:
             _say(api)
             _run_flows()
@@ -73,6 +74,7 @@ def _create_pool() -> None:
     """Create the work pool, one run at a time; `prefect work-pool create` would ask the network."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
     from prefect.workers.process import ProcessWorker
 
     pool = WorkPoolCreate(
@@ -82,7 +84,10 @@ def _create_pool() -> None:
         concurrency_limit=1,
     )
     with get_client(sync_client=True) as client:
-        client.create_work_pool(pool, overwrite=True)
+        try:
+            client.read_work_pool(POOL)
+        except ObjectNotFound:
+            client.create_work_pool(pool)
 
 
 def _run_flows() -> None:
@@ -136,7 +141,13 @@ def _report() -> Iterator[None]:
     os.environ["TNT_REPORT_URL"] = f"http://127.0.0.1:{port + 1}"
     layout.REPORT.mkdir(parents=True, exist_ok=True)
     command = ["http.server", "--bind", "127.0.0.1", "--directory", str(layout.REPORT)]
-    with _process(*command, str(port + 1), quiet=True):
+    with _process(*command, str(port + 1), quiet=True) as process:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
+            raise ValueError(
+                f"The report cannot be served at port {port + 1}, which is taken. Set "
+                "TNT_REPORT_URL to where it is served, or PREFECT_API_URL to another port."
+            )
         yield
 
 

@@ -64,24 +64,24 @@ def targeted_update(
         ValueError: What `tnt.update.update` raises.
     """
     run = f"targeted-update/{runtime.flow_run.name}"
-    if push:
-        ledger.refuse_without_remote()
-    for prompt_set, source in (inbox or {}).items():
-        ingest_prompts(source, prompt_set)
 
-    def accepted(name: str) -> None:
+    def share(name: str) -> None:
         if push:
             push_all()
         if publish_to:
             publish_round(name, f"{publish_to.rstrip('/')}/{name}")
 
     try:
+        if push:
+            ledger.refuse_without_remote()
+        for prompt_set, source in (inbox or {}).items():
+            ingest_prompts(source, prompt_set, may_be_empty=True)
         outcome = update(
             max_rounds=max_rounds,
             target_flag_rate=target_flag_rate,
             detectors=detectors,
             reproduce=reproduce,
-            accepted=accepted,
+            on_accepted=share,
             log=get_run_logger().info,
             run=run,
         )

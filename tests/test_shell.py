@@ -8,6 +8,8 @@ import pytest
 
 from tnt import shell
 
+PYTHON = sys.executable
+
 
 class Interruption(BaseException):
     """Like Prefect's TerminationSignal."""
@@ -71,7 +73,8 @@ def test_every_line_is_logged_and_the_stages_own_error_is_told(begun):
     assert "Running stage 'base':" in lines
 
 
-def test_an_interruption_ends_dvc_and_its_stage(begun):
+def test_an_interruption_ends_dvc_and_its_stage(begun, monkeypatch):
+    monkeypatch.setattr(sys, "executable", PYTHON)  # processes of its own, not forked ones
     with begun.path.joinpath("dvc.yaml").open("a", encoding="utf-8") as file:
         file.write("  slow:\n    cmd: echo ready && sleep 60\n    always_changed: true\n")
 

@@ -5,10 +5,14 @@ import sys
 
 import pytest
 
-from tnt import rounds, shell, update
+from tnt import artifacts, project, rounds, shell, update
 from tnt.artifacts import sha256_of
+from tnt.prompts import Shares, split_of
+from tnt.records import Completion, Flag
 from tnt.recovery import NOTE
 from tnt.update import GateFailed
+
+SHARES = Shares(train=0.5, validation=0.15, test=0.35)
 
 
 def updated(**given):
@@ -145,9 +149,10 @@ def test_a_round_that_gains_nothing_stops_the_run(begun):
 
 
 def test_new_prompt_files_are_what_the_next_round_learns_from(accepted):
-    text = accepted.read("data/prompts/replies/first.jsonl").splitlines()[0]
-    row = {**json.loads(text), "id": "new", "input": "Apple of another day"}
-    accepted.write("data/prompts/replies/later.jsonl", json.dumps(row) + "\n")
+    rows = [{"id": f"n{i}", "input": f"Apple of day {i}"} for i in range(9)]
+    assert any(split_of(row["input"], SHARES) == "train" for row in rows)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    accepted.write("data/prompts/replies/later.jsonl", text)
     accepted.commit()
     listed = []
 
@@ -249,7 +254,7 @@ def test_a_rejected_round_that_is_out_of_date_is_taken_out(begun):
     begun.commit()
     rate_of_learning(begun, 1e-3)
     outcome, lines = updated()
-    assert "Take out r1, rejected and out of date; git and the cache keep what was there." in lines
+    assert "Took out r1, rejected and out of date; git and the cache keep it." in lines
     assert outcome.accepted == ["r2"]
     assert not [line for line in lines if "train@r1" in line]
     assert begun.git("status", "--porcelain") == ""
@@ -263,8 +268,75 @@ def test_what_a_person_writes_into_params_during_a_run_is_kept(accepted):
         shell.reproduce(target, log=lambda line: None)
 
     lines = []
-    with pytest.raises(ValueError, match="params.yaml was edited during the run, and r3 would"):
+    with pytest.raises(ValueError, match=r"params.yaml was edited during the run, and r3 would"):
         update.update(target_flag_rate=-1, reproduce=write, log=lines.append)
-    assert lines[-1].startswith("params.yaml was edited during the run: what you wrote is in work/")
-    assert "min_drop: 0.25" in accepted.read("work/params.yaml")
+    assert lines[-1] == (
+        "params.yaml was edited during the run: what you wrote is in work/params.r3.yaml."
+    )
+    assert "min_drop: 0.25" in accepted.read("work/params.r3.yaml")
     assert accepted.git("status", "--porcelain") == ""
+
+
+def test_a_fault_is_not_hidden_by_a_set_without_it(accepted):
+    found = update.flag_rate("r1")
+    flags = artifacts.read(accepted.path / "data/rounds/r1/flags.parquet", Flag)
+    completions = artifacts.read(accepted.path / "data/rounds/r1/completions.parquet", Completion)
+    flagged = {flag.prompt_id for flag in flags}
+    shares = {}
+    for prompt_set in ("replies", "summaries"):
+        of_set = [c for c in completions if c.prompt_set == prompt_set]
+        shares[prompt_set] = sum(c.prompt_id in flagged for c in of_set) / len(of_set)
+    assert found == max(shares.values())
+    assert shares["replies"] != shares["summaries"]
+
+
+def test_a_file_without_a_prompt_to_train_on_is_not_new(accepted):
+    rows = map(json.loads, accepted.read("data/prompts/replies/first.jsonl").splitlines())
+    tested = next(row for row in rows if split_of(row["input"], SHARES) == "test")
+    accepted.write("data/prompts/replies/later.jsonl", json.dumps({**tested, "id": "new"}) + "\n")
+    loaded = project.load()
+    assert update._prompts(loaded, "r2")["replies"] == ["first.jsonl"]
+
+
+def test_another_base_is_refused_where_rounds_build_on_this_one(accepted, bases):
+    accepted.edit("params.yaml", str(bases["llama"]), str(bases["t5"]))
+    accepted.commit()
+    with pytest.raises(ValueError, match=r"'r1' is out of date: `base` in params.yaml is another"):
+        updated()
+
+
+def test_no_branch_is_no_place_for_a_commit(accepted):
+    accepted.git("checkout", "--quiet", "--detach")
+    with pytest.raises(ValueError, match="No branch is checked out"):
+        updated()
+
+
+def test_a_project_inside_another_repository_is_refused(accepted, tmp_path, monkeypatch):
+    inner = accepted.copy(tmp_path / "inner")
+    subprocess.run(["rm", "-rf", inner.path / ".git"], check=True)
+    subprocess.run(["mv", inner.path, accepted.path / "inner"], check=True)
+    monkeypatch.chdir(accepted.path / "inner")
+    with pytest.raises(ValueError, match=r"The project lies in the folder inner/ of its git rep"):
+        updated()
+
+
+def test_a_base_that_fails_leaves_no_note(begun):
+    with begun.params() as params:
+        params["respond"]["max_new_tokens"] = 13
+    begun.commit()
+
+    def fail(target):
+        raise ValueError("no disk")
+
+    with pytest.raises(ValueError, match="no disk"):
+        updated(reproduce=fail)
+    assert not NOTE.exists()
+    assert begun.git("status", "--porcelain") == ""
+
+
+def test_a_check_does_not_wait_for_a_run(accepted):
+    with shell.LOCK.open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        checked = accepted.tnt("check")
+    assert checked.returncode == 0
+    assert "Whether the accepted rounds are up to date was not checked" in checked.stdout

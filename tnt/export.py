@@ -186,7 +186,8 @@ def _refuse_place(folder: Path, *, force: bool) -> None:
         if not force:
             raise ValueError(f"{folder} is not empty. Name another, or replace it: --force.")
         card = folder / CARD
-        known = card.is_file() and TAG in card.read_text(encoding="utf-8", errors="replace")
+        head = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+        known = f"\n- {TAG}\n" in head.partition("\n---\n")[0] + "\n"
         if not known or Path.cwd().is_relative_to(folder):
             raise ValueError(
                 f"{folder} holds something else than an earlier export, which is all that --force "

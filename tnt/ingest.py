@@ -54,6 +54,10 @@ Row = dict[str, Any] | str
 """A row's values by column, or a line that is broken."""
 
 
+class NothingToRead(ValueError):
+    """A source holds no file."""
+
+
 @dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file that was fetched."""
@@ -177,16 +181,17 @@ def fetch(source: str) -> list[SourceFile]:
         system.invalidate_cache()  # listings are kept as long as the process lives
         names = _names(system, path)
         if not names:
-            raise ValueError(
+            raise NothingToRead(
                 f"{shown} matches no file to read. Name a file, a folder or a glob of "
                 f"{', '.join(SUFFIXES)} files."
             )
         bar = tqdm(names, desc="read", unit="file", delay=BAR_AFTER_S)
         return [_fetched(system, name) for name in bar]
-    except (ValueError, OSError):
+    except ValueError:
         raise
     except Exception as error:  # each protocol's package has its own for a network that fails
-        raise OSError(f"{type(error).__name__}: {error}") from error
+        said = f"{shown} cannot be read: {type(error).__name__}: {error}"
+        raise OSError(said.replace(source, shown).replace(path, shown)) from None
 
 
 def parse(files: Sequence[SourceFile]) -> Table:
@@ -231,6 +236,7 @@ def redacted(source: str) -> str:
     if "://" in shown:
         shown = re.sub(r"://[^/@]*@", "://", shown)
         shown = re.sub(r"(https?://[^?]*)\?.*", r"\1", shown)
+        shown = re.sub(r"\?[^?]*=.*", "", shown)  # a query; without =, ? is a glob's
     return shown
 
 

@@ -34,8 +34,19 @@ from tnt.shell import alone, output, reproduce
 
 Verdict = Literal["accepted", "rejected", "rolled back", "rebased"]
 BY_HAND = "by hand"
+KEPT_BY_GIT = (
+    ":(glob)data/.gitignore",
+    *(
+        f":(glob){folder}/**/.gitignore"
+        for folder in (layout.MODELS, layout.ROUNDS, layout.EVALUATIONS, layout.TEST_PROMPTS.parent)
+    ),
+    f":(glob){layout.EVALUATIONS}/*/metrics.json",
+)
+"""What DVC and the stages write for git to keep, as pathspecs."""
 MAKING = ("prepare", "generate", "detect", "mask", "train")
 """The stages that make a round's model; measuring it again changes nothing that builds on it."""
+BASES = ((layout.BASE, "base"), (layout.BASE, "prepare"), (layout.BASE, "respond"))
+_GONE = "`dvc pull` or `dvc checkout` brings it back."
 _REMEDY = (
     "Undo the change, let `dvc repro` build the round again, or make its model the base: "
     "`tnt rounds rebase {name}`."
@@ -64,7 +75,8 @@ def accept(name: str, *, run: str = BY_HAND) -> str:
         gate = rounds.read_metrics(name)["gate"]
         if not gate["passed"]:
             raise ValueError(
-                f"The round {name!r} failed its gate: {gate['reasons']}. Train it again."
+                f"The round {name!r} failed its gate: {gate['reasons']}. Change its params or "
+                "prompts and train it again."
             )
         _settle(name, "accepted", f"Accept round {name}", run=run)
         output("git", "tag", tag(name))
@@ -100,12 +112,12 @@ def roll_back(name: str, *, run: str = BY_HAND) -> list[str]:
                 "those that are."
             )
         refuse_outdated()
-        refuse_other_changes()
+        _refuse_changes()
         before = [*project.load().rounds]
         listed = params_at(tag(name))["rounds"] if name != layout.BASE else CommentedMap()
         if [*listed] == before:
             raise ValueError(f"The round {name!r} is the last one already. Nothing to roll back.")
-        with _restored_on_failure(), _checked_out_on_failure():
+        with _put_back_on_failure():
             with rounds.edited_params() as params:
                 params["rounds"] = listed
             rounds.prune()
@@ -130,7 +142,7 @@ def rebase(name: str, *, run: str = BY_HAND) -> Path:
         rounds.refuse_unknown(name, loaded)
         if not accepted(name):
             raise ValueError(f"The round {name!r} is not accepted. Accept it first.")
-        refuse_other_changes()
+        _refuse_changes()
         for stage, changes in rounds.outdated().items():
             if stage == f"train@{name}" and any("changed outs" in c for c in changes):
                 raise ValueError(
@@ -138,7 +150,7 @@ def rebase(name: str, *, run: str = BY_HAND) -> Path:
                 )
         folder = REBASED / name
         pointer = folder.with_suffix(".dvc")
-        with _restored_on_failure(), _checked_out_on_failure(folder, pointer):
+        with _put_back_on_failure(folder, pointer, REBASED / ".gitignore"):
             save_plain(name, folder)
             output("dvc", "add", "--quiet", str(folder))
             with rounds.edited_params() as params:
@@ -244,8 +256,22 @@ def plain(entry: Any) -> Any:
     return [plain(value) for value in entry] if isinstance(entry, list) else entry
 
 
+def files(*arguments: str) -> list[str]:
+    """Return the paths that `git ls-files` lists."""
+    return [path for path in output("git", "ls-files", "-z", *arguments).split("\0") if path]
+
+
 def changes() -> list[str]:
-    """Return the paths that differ from the last commit, of files that git knows or could know."""
+    """Return the paths that differ from the last commit, of files that git knows or could know.
+
+    Raises:
+        ValueError: The project is not the root of its git repository.
+    """
+    if inside := output("git", "rev-parse", "--show-prefix"):
+        raise ValueError(
+            f"The project lies in the folder {inside} of its git repository, whose commits and "
+            "tags are not its own. Give it a repository of its own."
+        )
     lines = output("git", "status", "--porcelain", "--no-renames", "-z", "-uall").split("\0")
     return [line[2:].strip() for line in lines if line]
 
@@ -255,10 +281,15 @@ def kept_by_git() -> list[str]:
 
     Those of a round that was removed are among them, so that the commit deletes them.
     """
-    found = [":(glob)data/**/.gitignore", f":(glob){layout.EVALUATIONS}/*/metrics.json"]
-    changed = output("git", "ls-files", "--others", "--modified", "--", *found)
     kept = [layout.PARAMS, layout.LOCK, layout.METRICS, layout.ROUNDS_CSV]
-    return [*map(str, kept), *changed.split()]
+    return [*map(str, kept), *files("--others", "--modified", "--", *KEPT_BY_GIT)]
+
+
+def _refuse_changes() -> None:
+    """Raise if there is any change, before something that starts from a commit."""
+    refuse_detached()
+    for path in changes():
+        raise ValueError(f"{path} is changed but not committed. Commit or undo that first.")
 
 
 def refuse_other_changes() -> None:
@@ -272,11 +303,19 @@ def refuse_other_changes() -> None:
             )
 
 
+def refuse_detached() -> None:
+    """Raise if no branch is checked out, where a commit would soon be lost."""
+    if not output("git", "branch", "--show-current"):
+        raise ValueError(
+            "No branch is checked out, and a commit would belong to none. `git switch` to one."
+        )
+
+
 def refuse_outdated() -> None:
     """Raise if an accepted round is not up to date; say which, what changed and what to do."""
     for name, why in outdated_rounds().items():
-        if accepted(name):
-            raise ValueError(f"The accepted round {name!r} is out of date: {why}")
+        if accepted(name) or (why.endswith(_GONE) and verdict(name)):
+            raise ValueError(f"The {verdict(name)} round {name!r} is out of date: {why}")
 
 
 def outdated_rounds() -> dict[str, str]:
@@ -296,14 +335,42 @@ def outdated_rounds() -> dict[str, str]:
     for stage, changes in rounds.outdated().items():
         if (name := stage.rpartition("@")[2]) in listed:
             found.setdefault(name, _changed(name, stage, changes))
+    for (name, stage), keys in _moved(loaded).items():
+        if name == layout.BASE and stage == "base":
+            why = f"`base` in {layout.PARAMS} is another ({', '.join(keys)})"
+        else:
+            why = f"its stage {stage} obeys other params or files than then ({', '.join(keys)})"
+        for moved in listed if (name, stage) == (layout.BASE, "base") else {name} & listed.keys():
+            found.setdefault(moved, f"{why}. {_REMEDY.format(name=moved)}")
+    return found
+
+
+def base_is_outdated() -> bool:
+    """Whether the base, its test prompts or its answers to them are to be made again."""
+    of_base = {"base", "prepare_test", "respond_base"} & rounds.outdated().keys()
+    return bool(of_base) or any(name == layout.BASE for name, _ in _moved(project.load()))
+
+
+def _moved(loaded: Project) -> dict[tuple[str, str], list[str]]:
+    """Return, by (round, stage), what differs from what the stage obeyed when it last ran."""
+    moved = {}
     for (name, stage), values in project.resolved(loaded).items():
         path = layout.resolved(name, stage)
-        if name in listed and stage in MAKING and path.is_file():
+        made = stage in MAKING or (name, stage) in BASES
+        if made and path.is_file():
             was, now = load_yaml(path), json.loads(json.dumps(values))
             if keys := sorted(key for key in was.keys() | now if was.get(key) != now.get(key)):
-                why = f"its stage {stage} obeys other params or files than then ({', '.join(keys)})"
-                found.setdefault(name, f"{why}. {_REMEDY.format(name=name)}")
-    return found
+                moved[name, stage] = keys
+    return moved
+
+
+def take_out(names: list[str]) -> None:
+    """List rounds no more that are neither accepted nor built upon, and commit that."""
+    with rounds.edited_params() as params:
+        for name in names:
+            rounds.take_out(params, name)
+    rounds.prune()
+    _commit(f"Take out {', '.join(names)}", [])
 
 
 def _changed(name: str, stage: str, found: list[Any]) -> str:
@@ -317,7 +384,7 @@ def _changed(name: str, stage: str, found: list[Any]) -> str:
         for path, how in kind.items()
     ]
     gone = said and all(line.endswith("is deleted") for line in said)
-    remedy = "`dvc pull` or `dvc checkout` brings it back." if gone else _REMEDY.format(name=name)
+    remedy = _GONE if gone else _REMEDY.format(name=name)
     more = f" and {len(said) - 3} more" if len(said) > 3 else ""
     what = ", ".join(said[:3]) or ", ".join(map(str, found))
     return f"{stage} ({what}{more}). {remedy}"
@@ -325,6 +392,7 @@ def _changed(name: str, stage: str, found: list[Any]) -> str:
 
 def _refuse_unfit(name: str) -> None:
     """Raise if a round cannot be given a verdict now."""
+    refuse_detached()
     loaded = project.load()
     rounds.refuse_unknown(name, loaded)
     if accepted(name):
@@ -337,8 +405,12 @@ def _refuse_unfit(name: str) -> None:
         )
     if (parent := loaded.rounds[name].parent) != layout.BASE and not accepted(parent):
         raise ValueError(f"The parent {parent!r} of {name!r} is not accepted. Accept it first.")
-    if rounds.outdated().keys() - {"compare"}:  # which is brought up to date with the verdict
-        raise ValueError("There are stages to run. `dvc repro` first, then accept.")
+    if stale := sorted(
+        rounds.outdated().keys() - {"compare"}
+    ):  # which is brought up to date with the verdict
+        raise ValueError(
+            f"There are stages to run: {', '.join(stale)}. `dvc repro` first, then accept."
+        )
     refuse_other_changes()
 
 
@@ -368,12 +440,13 @@ def _commit(message: str, trailers: list[str], more: list[str] | None = None) ->
     """Bring `compare` up to date, then commit what git keeps of the rounds, and nothing else."""
     reproduce("compare", log=lambda line: None)
     _add(more)
-    output("git", "commit", "--quiet", "--message", message, "--message", "\n".join(trailers))
+    paragraphs = [message, "\n".join(trailers)] if trailers else [message]
+    output("git", "commit", "--quiet", *(w for text in paragraphs for w in ("--message", text)))
 
 
 def _add(more: list[str] | None = None) -> None:
     paths = [*kept_by_git(), *(more or [])]
-    known = {*output("git", "ls-files").splitlines()}
+    known = {*files()}
     output("git", "add", "--", *(path for path in paths if path in known or Path(path).exists()))
 
 
@@ -390,27 +463,33 @@ def _restored_on_failure() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _checked_out_on_failure(*made: Path) -> Iterator[None]:
-    """On a failure, delete what was made and bring back what was deleted."""
+def _put_back_on_failure(*made: Path) -> Iterator[None]:
+    """On a failure, delete what was made anew and bring all else back to the last commit."""
+    from tnt.recovery import restore  # which settles rounds with this module
+
+    new = [path for path in made if not path.exists()]
     try:
         yield
     except BaseException:
-        for path in made:
+        restore(lambda line: None)
+        for path in new:
             if path.is_dir():
                 shutil.rmtree(path)
             path.unlink(missing_ok=True)
-        checkout()
         raise
 
 
 def checkout() -> None:
-    """Bring back from DVC's cache what dvc.lock names of the listed rounds and the base.
+    """Bring back from DVC's cache what dvc.lock names of the base and the rounds.
+
+    Rounds count whose data the last commit tells git to ignore: dvc.lock keeps those that are gone.
 
     Raises:
         ValueError: Something of it is not in the cache.
     """
     if layout.LOCK.is_file():
-        listed = {"", layout.BASE, *project.load().rounds}
+        ran = (r for r in project.load().rounds if (layout.ROUNDS / r / ".gitignore").is_file())
+        listed = {"", layout.BASE, *ran}
         stages = [s for s in load_yaml(layout.LOCK)["stages"] if s.partition("@")[2] in listed]
         output("dvc", "checkout", "--force", *stages)
 

@@ -15,7 +15,7 @@ from tnt import layout, project
 from tnt.artifacts import read_json
 from tnt.params import edited
 from tnt.project import Project, PromptFiles
-from tnt.shell import output
+from tnt.shell import alone, output
 
 
 def add(
@@ -40,7 +40,7 @@ def add(
     loaded = project.load()
     if name in loaded.rounds:
         raise ValueError(f"The round {name!r} exists already. Choose another name.")
-    if Path(".git").exists() and accepted(name):
+    if accepted(name):
         raise ValueError(f"{name!r} was a round already, tagged {tag(name)}. Choose another name.")
     last = next(reversed(loaded.rounds), layout.BASE)
     parent = parent or last
@@ -56,7 +56,7 @@ def add(
         "detectors": list(dict.fromkeys([*inherited, *detectors])),
         "prompts": prompts,
     }
-    with edited_params() as params:
+    with alone(f"`tnt rounds add {name}`"), edited_params() as params:
         put(params, name, CommentedMap(entry))
     return parent
 
@@ -103,9 +103,10 @@ def remove(name: str) -> list[Path]:
         raise ValueError(
             f"The round {name!r} is accepted. `tnt rollback` goes back behind it; its tag stays."
         )
-    with edited_params() as params:
-        take_out(params, name)
-    return _delete([folder for folder in layout.owned_folders(name) if folder.exists()])
+    with alone(f"`tnt rounds remove {name}`"):
+        with edited_params() as params:
+            take_out(params, name)
+        return _delete([folder for folder in layout.owned_folders(name) if folder.exists()])
 
 
 def prune(*, cache: bool = False) -> list[Path]:
@@ -114,9 +115,10 @@ def prune(*, cache: bool = False) -> list[Path]:
     The cache keeps what was in them, until `cache` clears it too (`dvc gc`) of all that neither
     the working tree, nor a tag, nor an experiment uses.
     """
-    deleted = _delete(project.stray_folders(project.load().rounds))
-    if cache:
-        output("dvc", "gc", "--workspace", "--all-tags", "--all-experiments", "--force")
+    with alone("`tnt rounds prune`"):
+        deleted = _delete(project.stray_folders(project.load().rounds))
+        if cache:
+            output("dvc", "gc", "--workspace", "--all-tags", "--all-experiments", "--force")
     return deleted
 
 

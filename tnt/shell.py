@@ -29,23 +29,28 @@ TERMINATION_S = 10.0
 PROGRESS_S = "30"
 """Seconds between two lines of a progress bar in a log."""
 
+
+class Busy(ValueError):
+    """Another process runs dvc."""
+
+
 _lock: IO[str] | None = None
 """The lock file while this process holds it."""
 
 
 @contextlib.contextmanager
-def alone(doing: str, *, wait_s: float = 0.0) -> Iterator[IO[str]]:
+def alone(doing: str) -> Iterator[IO[str]]:
     """Keep every other command and flow of tnt from running dvc here; may be nested.
 
     A dvc that was started inherits the lock, so that it outlives a command that was killed. A
     `dvc repro` by hand takes no part in it; DVC's own locks keep it and ours apart.
 
     Args:
-        doing: What to tell those who are kept waiting.
-        wait_s: Seconds to wait for another to end.
+        doing: What to tell those who find it locked.
 
     Raises:
-        ValueError: Another process holds the lock, or there is no DVC repository here.
+        Busy: Another process holds the lock.
+        ValueError: There is no DVC repository here.
     """
     global _lock
     if _lock is not None:
@@ -53,12 +58,14 @@ def alone(doing: str, *, wait_s: float = 0.0) -> Iterator[IO[str]]:
         return
     if not FOLDER.is_dir():
         raise ValueError(f"{Path.cwd()} is no DVC repository. Run this in the project's folder.")
-    with held(LOCK, doing=doing, wait_s=wait_s) as _lock:
-        _drop_damaged_lock()
+    with contextlib.ExitStack() as stack:
         try:
-            yield _lock
-        finally:
-            _lock = None
+            _lock = stack.enter_context(held(LOCK, doing=doing))
+        except ValueError as error:
+            raise Busy(str(error)) from None
+        stack.callback(_forget_lock)
+        _drop_damaged_lock()
+        yield _lock
 
 
 def output(program: str, *arguments: str) -> str:
@@ -132,6 +139,11 @@ def _started(
         raise
 
 
+def _forget_lock() -> None:
+    global _lock
+    _lock = None
+
+
 def _drop_damaged_lock() -> None:
     """Delete the file of DVC's locks if a kill left it half-written; every dvc would stop at it."""
     for patience in (1.0, 0.0):  # another dvc may be about to have written it
@@ -178,7 +190,7 @@ def _failure(program: str, arguments: Sequence[str], lines: Sequence[str]) -> Va
     """Return what to say: who is in the way, or a stage's own line, or the last one."""
     text = "\n".join(lines)
     if blocker := re.search(r"\(PID (\d+)\): (.+)", text):
-        return ValueError(
+        return Busy(
             f"DVC is busy: process {blocker[1]}, `{blocker[2]}`. Wait for it to end, or end it."
         )
     said = [line for line in lines if line.strip()]

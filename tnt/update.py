@@ -17,6 +17,7 @@ from typing import Any
 
 from tnt import artifacts, layout, ledger, project, recovery, rounds, shell
 from tnt.project import Project, PromptFiles
+from tnt.prompts import read_file, split_of
 from tnt.records import Completion, Flag
 from tnt.shell import output
 
@@ -33,7 +34,7 @@ class Outcome:
 
     accepted: list[str] = field(default_factory=list)
     flag_rates: dict[str, float] = field(default_factory=dict)
-    """Round -> share of its corpus, answered by its parent, that its detectors flagged."""
+    """Round -> what `flag_rate` says of its corpus, answered by its parent."""
     stopped: str = ""
     """Why, in a sentence."""
 
@@ -44,7 +45,7 @@ def update(
     target_flag_rate: float = 0.02,
     detectors: Sequence[str] | None = None,
     reproduce: Callable[[str], None] = shell.reproduce,
-    accepted: Callable[[str], None] = lambda name: None,
+    on_accepted: Callable[[str], None] = lambda name: None,
     log: Log = print,
     run: str = ledger.BY_HAND,
 ) -> Outcome:
@@ -55,11 +56,11 @@ def update(
 
     Args:
         max_rounds: Rounds that are trained at most.
-        target_flag_rate: A corpus flagged no more often than this is clean.
+        target_flag_rate: A corpus of which no prompt set is flagged more often is clean.
         detectors: What a new round flags besides its parent's detectors. None: nothing else; on the
             base, what the last listed round flags, or all that is defined if there is none.
         reproduce: Runs `dvc repro` on a stage.
-        accepted: Is told the name of each accepted round.
+        on_accepted: Is told the name of each accepted round.
         log: Is given lines for people.
         run: What the commits say did it.
 
@@ -70,20 +71,18 @@ def update(
     """
     with shell.alone(f"the update {run}"):
         recovery.recover(log)
-        _prepare(reproduce, log)
+        _prepare(reproduce, log, run)
         outcome = Outcome()
         while len(outcome.accepted) < max_rounds and not outcome.stopped:
             name, later = _choose()
-            note = recovery.begin(name, later, run)
-            settled = False
-            try:
+            with recovery.guarded(name, later, run, log) as note:
                 _list(name, later, detectors)
                 if not (reason := _tried_before(name)):
                     reproduce(f"detect@{name}")
-                    outcome.flag_rates[name] = share = flag_rate(name)
-                    log(f"{name}: {share:.1%} of its corpus is flagged.")
-                    if share <= target_flag_rate:
-                        reason = f"{share:.1%} is flagged, no more than {target_flag_rate:.1%}."
+                    outcome.flag_rates[name] = rate = flag_rate(name)
+                    log(f"{name}: {rate:.1%} of its corpus is flagged.")
+                    if rate <= target_flag_rate:
+                        reason = f"{rate:.1%} is flagged, no more than {target_flag_rate:.1%}."
                 if not reason:
                     reproduce(f"evaluate@{name}")
                     if recovery.edited(note):
@@ -91,73 +90,61 @@ def update(
                             f"{layout.PARAMS} was edited during the run, and {name} would be "
                             "committed with that. Commit what you want to keep, then begin again."
                         )
-                    settled, reason = True, _judge(name, run)
-            except GateFailed:
-                recovery.end(note)
-                raise
-            except Exception:
-                recovery.restore(note, log)
-                recovery.end(note)
-                raise
-            if not settled:
-                recovery.restore(note, log)
-            recovery.end(note)
+                    reason = _judge(name, run)
             if reason:
                 outcome.stopped = reason
             else:
                 log(f"Accepted {name} as {rounds.tag(name)}.")
                 outcome.accepted.append(name)
-                accepted(name)
+                on_accepted(name)
         outcome.stopped = outcome.stopped or f"max_rounds is {max_rounds}."
         log(f"Stopped: {outcome.stopped}")
     return outcome
 
 
 def flag_rate(name: str) -> float:
-    """Return the share of a round's corpus that its detectors flag."""
+    """Return the share of a round's corpus that its detectors flag, where that is highest.
+
+    2 of 10 replies and none of 90 summaries flagged is 0.2: no prompt set hides another's fault.
+    """
     folder = layout.ROUNDS / name
-    completions = artifacts.read(folder / "completions.parquet", Completion)
     flags = artifacts.read(folder / "flags.parquet", Flag)
-    return len({(f.prompt_id, f.sample) for f in flags}) / len(completions)
+    flagged = {(f.prompt_id, f.sample) for f in flags}
+    hits: dict[str, list[bool]] = {}
+    for c in artifacts.read(folder / "completions.parquet", Completion):
+        hits.setdefault(c.prompt_set, []).append((c.prompt_id, c.sample) in flagged)
+    return max(sum(of_set) / len(of_set) for of_set in hits.values())
 
 
-def _prepare(reproduce: Callable[[str], None], log: Log) -> None:
+def _prepare(reproduce: Callable[[str], None], log: Log, run: str) -> None:
     """Check that a commit can be made and built upon; bring the base up to date."""
     if changed := ledger.changes():
         raise ValueError(
             f"{changed[0]} is changed but not committed. Commit or undo that first: an update "
             "starts from a commit and ends in one."
         )
+    ledger.refuse_detached()
     output("git", "var", "GIT_COMMITTER_IDENT")
     ledger.refuse_outdated()
-    _drop_rejected(log)
-    if rounds.outdated().keys() & {"base", "prepare_test", "respond_base"}:
-        note = recovery.begin("", [], "")
-        log("The base is not up to date: making it first.")
-        reproduce("respond_base")
-        ledger.commit_lock("Bring the base up to date")
-        recovery.end(note)
+    if names := _outdated_rejects():
+        with recovery.guarded("rejected rounds", [], run, log):
+            ledger.take_out(names)
+        log(f"Took out {', '.join(names)}, rejected and out of date; git and the cache keep it.")
+    if ledger.base_is_outdated():
+        with recovery.guarded("the base", [], run, log):
+            log("The base is not up to date: making it first.")
+            reproduce("respond_base")
+            ledger.commit_lock("Bring the base up to date")
 
 
-def _drop_rejected(log: Log) -> None:
-    """Take rejected rounds out that are out of date, which `compare` would train again."""
-    listed = project.load().rounds
-    parents = {round_.parent for round_ in listed.values()}
-    names = [
+def _outdated_rejects() -> list[str]:
+    """Return the rejected rounds that are out of date, which `compare` would train again."""
+    parents = {round_.parent for round_ in project.load().rounds.values()}
+    return [
         name
         for name in ledger.outdated_rounds()
         if name not in parents and ledger.verdict(name) == "rejected"
     ]
-    if names:
-        note = recovery.begin("", [], "")
-        with rounds.edited_params() as params:
-            for name in names:
-                rounds.take_out(params, name)
-        rounds.prune()
-        said = f"Take out {', '.join(names)}, rejected and out of date"
-        ledger.commit_lock(said)
-        recovery.end(note)
-        log(f"{said}; git and the cache keep what was there.")
 
 
 def _choose() -> tuple[str, list[str]]:
@@ -172,7 +159,13 @@ def _choose() -> tuple[str, list[str]]:
                     f"The round {name!r} builds on {parent!r}, which was rejected: "
                     f"{ledger.rejection(parent)}. Give {name!r} another parent, or remove it."
                 )
-            return name, listed[i + 1 :]
+            later = listed[i + 1 :]
+            if built := [other for other in later if rounds.accepted(other)]:
+                raise ValueError(
+                    f"The round {name!r} has no verdict, but {built[0]!r} after it is accepted. "
+                    f"Remove {name!r}, and add it again under another name if it is still wanted."
+                )
+            return name, later
     return ledger.next_name(loaded), []
 
 
@@ -200,9 +193,15 @@ def _prompts(loaded: Project, parent: str) -> PromptFiles:
     chosen = {}
     for prompt_set in last:
         if rounds.learnable(loaded, prompt_set):
-            there = {path.name for path in (layout.PROMPTS / prompt_set).glob("*.jsonl")}
             known = {file for r in chain for file in loaded.rounds[r].prompts.get(prompt_set, [])}
-            chosen[prompt_set] = sorted(there - known) or last[prompt_set]
+            shares = loaded.prompt_sets[prompt_set].shares
+            new = [
+                path.name
+                for path in sorted((layout.PROMPTS / prompt_set).glob("*.jsonl"))
+                if path.name not in known
+                and any(split_of(row.input, shares) == "train" for row in read_file(path))
+            ]
+            chosen[prompt_set] = new or last[prompt_set]
     return chosen
 
 
