@@ -250,7 +250,7 @@ def test_nothing_is_exported_into_the_data(place):
 
 @pytest.mark.usefixtures("there")
 def test_force_replaces_an_earlier_export_alone(exported, tmp_path, monkeypatch):
-    (tmp_path / "README.md").write_text("mine")
+    (tmp_path / "README.md").write_text(f"---\ntags:\n- mine\n---\nlike\n- {export.TAG}\n")
     with pytest.raises(ValueError, match=r"something else than an earlier export"):
         export.export("r1", tmp_path, ungated=True, force=True)
     with pytest.raises(ValueError, match=r"something else than an earlier export"):
@@ -304,8 +304,8 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, earlier):
     folder = tmp_path / "r1"
     if earlier:
         folder.mkdir()
-        for file in ("README.md", "config.json"):
-            (folder / file).write_text("earlier")
+        (folder / "README.md").write_text(f"---\ntags:\n- {export.TAG}\n---\nearlier\n")
+        (folder / "config.json").write_text("earlier")
 
     def full(*arguments, **options):
         raise OSError("No space left on device")

@@ -331,6 +331,17 @@ def test_what_an_address_holds_of_secrets_is_not_committed(here, memory):
     assert "From memory:///in/a.jsonl\n" in here.git("log", "-1", "--format=%B")
     assert ingests.redacted("https://u:p@x.org/a.csv?token=t") == "https://x.org/a.csv"
     assert ingests.redacted("in/a?.csv") == "in/a?.csv"
+    assert ingests.redacted("s3://in/a.csv?sig=SECRET") == "s3://in/a.csv"
+
+
+def test_what_an_address_holds_of_secrets_is_not_in_its_error(monkeypatch):
+    def refuse(system, path):
+        raise OSError("403, message='Forbidden', url='http://x.org/a.csv?sig=SECRET'")
+
+    monkeypatch.setattr(ingests, "_names", refuse)
+    with pytest.raises(OSError, match="403") as error:
+        fetch("memory://in/a.csv?sig=SECRET")
+    assert "SECRET" not in str(error.value)
 
 
 KNOWN_ID = "r000"

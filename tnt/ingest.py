@@ -54,6 +54,10 @@ Row = dict[str, Any] | str
 """A row's values by column, or a line that is broken."""
 
 
+_QUERY = re.compile(r"\?[^\s?'\"]*=[^\s'\"]*")
+"""Of an address; a ? without = is a glob's."""
+
+
 class NothingToRead(ValueError):
     """A source holds no file."""
 
@@ -190,8 +194,8 @@ def fetch(source: str) -> list[SourceFile]:
     except ValueError:
         raise
     except Exception as error:  # each protocol's package has its own for a network that fails
-        said = f"{shown} cannot be read: {type(error).__name__}: {error}"
-        raise OSError(said.replace(source, shown).replace(path, shown)) from None
+        said = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise OSError(_QUERY.sub("", said.replace(source, shown))) from None
 
 
 def parse(files: Sequence[SourceFile]) -> Table:
@@ -236,7 +240,7 @@ def redacted(source: str) -> str:
     if "://" in shown:
         shown = re.sub(r"://[^/@]*@", "://", shown)
         shown = re.sub(r"(https?://[^?]*)\?.*", r"\1", shown)
-        shown = re.sub(r"\?[^?]*=.*", "", shown)  # a query; without =, ? is a glob's
+        shown = _QUERY.sub("", shown)
     return shown
 
 
