@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from tnt import layout, project
 from tnt.artifacts import read_json
 from tnt.runs import last_runs
+from tnt.tables import aligned
 
 
 def summary() -> str:
@@ -46,13 +47,7 @@ def summary() -> str:
                 f"  {detector} on {sets}: {change['before']['rate']:.1%} -> "
                 f"{change['after']['rate']:.1%}, p = {change['change']['p_value']:.2g}"
             )
-    return "\n".join([*_table(rows), "", *verdicts, *_probe(), "", *_costs(), *_places()])
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    return "\n".join([*aligned(rows), "", *verdicts, *_probe(), "", *_costs(), *_places()])
 
 
 def _probe() -> Iterator[str]:
