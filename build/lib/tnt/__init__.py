@@ -1,1 +1,0 @@
-"""Targeted Negative Training: remove what a language model must not say, and move nothing else."""
