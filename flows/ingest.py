@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.network import DELAYS_S, RETRIES, is_temporary
 from tnt import ingest
 from tnt.ingest import SourceFile
 
-RETRY_DELAYS_S: list[float] = [10, 60, 300]
-
-
-def may_pass(task: Any, task_run: Any, state: Any) -> bool:
-    """Whether a task failed of what another try may mend: a network, not a wrong row."""
-    return isinstance(state.data, OSError)
-
 
 @task(
-    retries=3,
-    retry_delay_seconds=RETRY_DELAYS_S,
-    retry_condition_fn=may_pass,
+    retries=RETRIES,
+    retry_delay_seconds=DELAYS_S,
+    retry_condition_fn=is_temporary,
     cache_policy=NO_CACHE,
     persist_result=False,
 )

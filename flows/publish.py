@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.network import DELAYS_S, RETRIES, is_temporary
 from tnt import export
 from tnt.runs import RUNS_FILE
 
 WORK = RUNS_FILE.parent
 
 
-def is_temporary(task: Any, task_run: Any, state: Any) -> bool:
-    """Whether to try again: not where the destination itself is refused."""
-    return not isinstance(state.data, ValueError)
-
-
 @task(
-    retries=3,
-    retry_delay_seconds=[10, 60, 300],
+    retries=RETRIES,
+    retry_delay_seconds=DELAYS_S,
     retry_condition_fn=is_temporary,
     cache_policy=NO_CACHE,
 )

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from flows.dvc import reproduce
 from flows.ingest import ingest_prompts
+from flows.network import DELAYS_S, RETRIES
 from flows.publish import publish_round
 from tnt import history, layout, ledger, project, rounds
 from tnt.update import Outcome, update
@@ -96,8 +97,8 @@ def targeted_update(
 
 @task(
     name="push",
-    retries=3,
-    retry_delay_seconds=[10, 60, 300],
+    retries=RETRIES,
+    retry_delay_seconds=DELAYS_S,
     cache_policy=NO_CACHE,
 )
 def push_all() -> None:

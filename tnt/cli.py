@@ -102,7 +102,7 @@ def add_round(
     """Append a round to params.yaml, with its parent's detectors and the given ones."""
     from tnt import rounds
 
-    chosen = rounds.add(name, parent=parent, detectors=[d.strip() for d in detectors.split(",")])
+    chosen = rounds.add(name, parent=parent, detectors=_listed(detectors))
     print(f"Added {name} on top of {chosen}. `tnt plan` shows what it takes, `dvc repro` runs it.")
 
 
@@ -166,7 +166,7 @@ def update(
     """Train, gate and accept rounds until the model is clean."""
     from tnt import update as updates
 
-    names = [d.strip() for d in detectors.split(",")] if detectors else None
+    names = _listed(detectors) if detectors else None
     updates.update(max_rounds=max_rounds, target_flag_rate=target_flag_rate, detectors=names)
 
 
@@ -275,6 +275,10 @@ def import_annotations(
         f"clean, {corrected} with a correction. Add to params.yaml, and name it in the detectors "
         f"of the round that is to learn from it:\n{entry}"
     )
+
+
+def _listed(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",")]
 
 
 def run() -> None:

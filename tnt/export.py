@@ -227,12 +227,10 @@ def _refuse_changed(name: str) -> None:
     """Raise if a round's model, or what was measured of it, is not what dvc.lock says."""
     outdated = rounds.outdated()
     for stage in (f"train@{name}", f"respond@{name}", f"evaluate@{name}"):
-        for found in outdated.get(stage, []):
-            kinds = found.values() if isinstance(found, dict) else []
-            what = [f"{path} is {how}" for kind in kinds for path, how in kind.items()]
+        if said := outdated.get(stage):
             raise ValueError(
-                f"{stage} is not up to date: {', '.join(what[:3]) or found}. `dvc checkout` "
-                f"restores what was changed or deleted, `dvc repro evaluate@{name}` makes it anew."
+                f"{stage} is not up to date: {', '.join(said[:3])}. `dvc checkout` restores what "
+                f"was changed or deleted, `dvc repro evaluate@{name}` makes it anew."
             )
 
 

@@ -112,7 +112,7 @@ def roll_back(name: str, *, run: str = BY_HAND) -> list[str]:
                 "those that are."
             )
         refuse_outdated()
-        _refuse_changes()
+        refuse_changes()
         before = [*project.load().rounds]
         listed = params_at(tag(name))["rounds"] if name != layout.BASE else CommentedMap()
         if [*listed] == before:
@@ -142,12 +142,10 @@ def rebase(name: str, *, run: str = BY_HAND) -> Path:
         rounds.refuse_unknown(name, loaded)
         if not accepted(name):
             raise ValueError(f"The round {name!r} is not accepted. Accept it first.")
-        _refuse_changes()
-        for stage, changes in rounds.outdated().items():
-            if stage == f"train@{name}" and any("changed outs" in c for c in changes):
-                raise ValueError(
-                    f"{layout.model(name)} is not the accepted model. `dvc checkout` restores it."
-                )
+        refuse_changes()
+        model = layout.model(name)
+        if any(c.startswith(f"{model} is ") for c in rounds.outdated().get(f"train@{name}", [])):
+            raise ValueError(f"{model} is not the accepted model. `dvc checkout` restores it.")
         folder = REBASED / name
         pointer = folder.with_suffix(".dvc")
         with _put_back_on_failure(folder, pointer, REBASED / ".gitignore"):
@@ -285,7 +283,7 @@ def kept_by_git() -> list[str]:
     return [*map(str, kept), *files("--others", "--modified", "--", *KEPT_BY_GIT)]
 
 
-def _refuse_changes() -> None:
+def refuse_changes() -> None:
     """Raise if there is any change, before something that starts from a commit."""
     refuse_detached()
     for path in changes():
@@ -336,12 +334,13 @@ def outdated_rounds() -> dict[str, str]:
         if (name := stage.rpartition("@")[2]) in listed:
             found.setdefault(name, _changed(name, stage, changes))
     for (name, stage), keys in _moved(loaded).items():
-        if name == layout.BASE and stage == "base":
-            why = f"`base` in {layout.PARAMS} is another ({', '.join(keys)})"
-        else:
-            why = f"its stage {stage} obeys other params or files than then ({', '.join(keys)})"
-        for moved in listed if (name, stage) == (layout.BASE, "base") else {name} & listed.keys():
-            found.setdefault(moved, f"{why}. {_REMEDY.format(name=moved)}")
+        why, moved = f"its stage {stage} obeys other params or files than then", [name]
+        if (name, stage) == (layout.BASE, "base"):
+            why, moved = f"`base` in {layout.PARAMS} is another", [*listed]
+        for one in moved:
+            if one in listed:
+                said = f"{why} ({', '.join(keys)}). {_REMEDY.format(name=one)}"
+                found.setdefault(one, said)
     return found
 
 
@@ -373,21 +372,12 @@ def take_out(names: list[str]) -> None:
     _commit(f"Take out {', '.join(names)}", [])
 
 
-def _changed(name: str, stage: str, found: list[Any]) -> str:
+def _changed(name: str, stage: str, said: list[str]) -> str:
     """Say what DVC finds changed of a stage, and what to do."""
-    said = [
-        f"{path} is {how}"
-        for one in found
-        if isinstance(one, dict)
-        for kind in one.values()
-        if isinstance(kind, dict)
-        for path, how in kind.items()
-    ]
-    gone = said and all(line.endswith("is deleted") for line in said)
+    gone = all(line.endswith("is deleted") for line in said)
     remedy = _GONE if gone else _REMEDY.format(name=name)
     more = f" and {len(said) - 3} more" if len(said) > 3 else ""
-    what = ", ".join(said[:3]) or ", ".join(map(str, found))
-    return f"{stage} ({what}{more}). {remedy}"
+    return f"{stage} ({', '.join(said[:3])}{more}). {remedy}"
 
 
 def _refuse_unfit(name: str) -> None:
@@ -405,11 +395,10 @@ def _refuse_unfit(name: str) -> None:
         )
     if (parent := loaded.rounds[name].parent) != layout.BASE and not accepted(parent):
         raise ValueError(f"The parent {parent!r} of {name!r} is not accepted. Accept it first.")
-    if stale := sorted(
-        rounds.outdated().keys() - {"compare"}
-    ):  # which is brought up to date with the verdict
+    stale = rounds.outdated().keys() - {"compare"}  # which is run for the verdict's commit
+    if stale:
         raise ValueError(
-            f"There are stages to run: {', '.join(stale)}. `dvc repro` first, then accept."
+            f"There are stages to run: {', '.join(sorted(stale))}. `dvc repro` first, then accept."
         )
     refuse_other_changes()
 

@@ -144,10 +144,19 @@ def read_metrics(name: str) -> dict[str, Any]:
     return read_json(path, "learned", "sets", "gate")
 
 
-def outdated() -> dict[str, Any]:
-    """Return the stages that `dvc repro` would run, with what changed; nothing if up to date."""
-    changes: dict[str, Any] = json.loads(output("dvc", "status", "--json") or "{}")
-    return changes
+def outdated() -> dict[str, list[str]]:
+    """Return what `dvc status` finds: stage -> what changed, like `data/models/r1 is deleted`."""
+    status: dict[str, list[Any]] = json.loads(output("dvc", "status", "--json") or "{}")
+    return {
+        stage: [line for one in found for line in _said(one)] for stage, found in status.items()
+    }
+
+
+def _said(found: dict[str, Any] | str) -> list[str]:
+    """Return an entry of DVC's status in words: files that changed, or `changed command`."""
+    if isinstance(found, str):
+        return [found]
+    return [f"{path} is {how}" for kind in found.values() for path, how in kind.items()]
 
 
 def refuse_unknown(name: str, loaded: Project) -> None:

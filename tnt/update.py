@@ -118,12 +118,7 @@ def flag_rate(name: str) -> float:
 
 def _prepare(reproduce: Callable[[str], None], log: Log, run: str) -> None:
     """Check that a commit can be made and built upon; bring the base up to date."""
-    if changed := ledger.changes():
-        raise ValueError(
-            f"{changed[0]} is changed but not committed. Commit or undo that first: an update "
-            "starts from a commit and ends in one."
-        )
-    ledger.refuse_detached()
+    ledger.refuse_changes()
     output("git", "var", "GIT_COMMITTER_IDENT")
     ledger.refuse_outdated()
     if names := _outdated_rejects():
