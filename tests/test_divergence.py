@@ -8,8 +8,9 @@ import pytest
 import random_models as tiny
 import torch
 
-from tnt.batching import collate, completion_logits
+from tnt.batching import collate
 from tnt.divergence import divergence
+from tnt.heads import completion_logits
 
 
 def compared(original, updated, masks, batch_size=3):

@@ -12,9 +12,11 @@ import random_models as tiny
 import torch
 
 from tnt import training
-from tnt.batching import collate, completion_logits
+from tnt.batching import collate
+from tnt.heads import completion_logits
 from tnt.losses import LOSSES, token_losses
 from tnt.models import LoraParams
+from tnt.trainer import TargetedTrainer
 from tnt.training import TrainParams, train
 
 # Adam blows the round-off of a gradient near 0 up to a whole step; with this it does not.
@@ -24,11 +26,14 @@ MODELS = {"causal": tiny.llama, "encoder_decoder": tiny.t5}
 
 def params(**changes):
     settings = {"epochs": 1, "batch_size": 4, "learning_rate": 1e-3, "schedule": "constant"}
+    settings["max_divergence"] = 100.0
     return TrainParams(**{**settings, **changes})
 
 
 def trained(masks, workdir, *, make=tiny.llama, autocast="none", **changes):
-    return train(make(), masks, params(**changes), workdir=workdir, autocast=autocast)
+    """Return the model and the log, of a run in a folder of its own."""
+    found = train(make(), masks, params(**changes), workdir=workdir / "run", autocast=autocast)
+    return found.model, found.logs
 
 
 def weights(model):
@@ -55,7 +60,7 @@ def test_round_off_of_the_cache_is_far_below_one_flagged_token(tmp_path, autocas
     def norm(flagged):
         masks = tiny.greedy_rows(8, flagged=flagged)
         settings = {"batch_size": 8, "micro_batch_size": 3, "autocast": autocast}
-        return trained(masks, tmp_path, **settings)[1][0].gradient_norm
+        return trained(masks, tmp_path / str(flagged), **settings)[1][0].gradient_norm
 
     assert norm([]) < 1e-3 * norm([5])
 
@@ -153,23 +158,18 @@ def test_interrupted_run_continues_to_the_same_bytes(tmp_path, monkeypatch, sett
     settings = {**settings, "epochs": 3, "schedule": "linear", "learning_rate": 1e-2}
     expected, expected_logs = trained(masks, tmp_path / "whole", **settings)
 
-    rate = training._learning_rate
+    clip, steps = TargetedTrainer._clip_grad_norm, []
 
-    def killed(step, steps, given):
-        if step == 4:
+    def killed(trainer, model):
+        steps.append(trainer.state.global_step)
+        if steps == [0, 1, 2, 3, 4]:
             raise KeyboardInterrupt
-        return rate(step, steps, given)
+        return clip(trainer, model)
 
-    monkeypatch.setattr(training, "_learning_rate", killed)
+    monkeypatch.setattr(TargetedTrainer, "_clip_grad_norm", killed)
     with pytest.raises(KeyboardInterrupt):
         trained(masks, tmp_path / "killed", **settings)
-    monkeypatch.undo()
-    steps = []
-    monkeypatch.setattr(
-        training,
-        "_learning_rate",
-        lambda step, *rest: steps.append(step) or rate(step, *rest),
-    )
+    steps.clear()
     torch.manual_seed(99)  # another process has another random state
     found, logs = trained(masks, tmp_path / "killed", **settings)
     assert steps == [4, 5]
@@ -337,40 +337,109 @@ def test_lora_trains_the_adapter_only(tmp_path):
     }
 
 
-def test_nan_at_tokens_that_carry_no_loss_changes_nothing(tmp_path):
-    mask = tiny.row(0, [5, 6, 7], [8, 9, 10, 11, 12], [1])
-    mask.kept_mask[2:4] = [False, False]
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_nan_where_no_loss_is_carried_changes_nothing(tmp_path, poison):
+    """On the prompt, on padding, and at tokens that are neither negative nor kept."""
+    masks = [tiny.row(0, [5, 6, 7], [8, 9, 10, 11, 12], [1]), tiny.row(1, [5, 6, 7], [8, 9])]
+    masks[0].kept_mask[2:4] = [False, False]
+    nowhere = torch.tensor([[1, 1, 0, 0, 1, 1, 0, 1], [1, 1, 0, 0, 1, 1, 1, 1]]).bool()
 
     def poisoned():
         model = tiny.llama()
-        nowhere = torch.tensor([False, False, True, True, False])[:, None]
-        model.lm_head.register_forward_hook(
-            lambda module, inputs, logits: logits.masked_fill(nowhere, torch.nan)
+        model.lm_head.register_forward_pre_hook(
+            lambda module, inputs: inputs[0].masked_fill(nowhere[: len(inputs[0]), :, None], poison)
         )
         return model
 
-    settings = {"cache_original": False, "epochs": 2}
-    found, logs = trained([mask], tmp_path / "a", make=poisoned, **settings)
-    expected, expected_logs = trained([mask], tmp_path / "b", **settings)
+    settings = {"cache_original": False, "epochs": 2, "seed": 2}  # which keeps the rows in order
+    found, logs = trained(masks, tmp_path / "a", make=poisoned, **settings)
+    expected, expected_logs = trained(masks, tmp_path / "b", **settings)
     assert logs == expected_logs
     assert_same_weights(found, expected)
 
 
-def test_loss_that_stops_being_finite_is_an_error_that_names_the_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        training, "token_losses", lambda *args, **kwargs: token_losses(*args, **kwargs) * math.nan
-    )
-    with pytest.raises(ValueError, match="stopped at step 0: the loss is nan"):
+def spoiled(monkeypatch, *, at_step, what="_clip_grad_norm"):
+    """Let the gradient be NaN at a step."""
+    clip = getattr(TargetedTrainer, what)
+
+    def spoil(trainer, model):
+        if trainer.state.global_step == at_step:
+            next(p for p in model.parameters() if p.grad is not None).grad.fill_(math.nan)
+        return clip(trainer, model)
+
+    monkeypatch.setattr(TargetedTrainer, what, spoil)
+
+
+def test_gradient_that_is_not_finite_at_once_is_an_error(tmp_path, monkeypatch):
+    spoiled(monkeypatch, at_step=0)
+    with pytest.raises(ValueError, match=r"after step 0: the gradient norm is nan\. No earlier"):
         trained(tiny.rows(2), tmp_path)
+
+
+def test_gradient_that_is_not_finite_later_leaves_the_best_state(tmp_path, monkeypatch):
+    masks = tiny.rows(4, flagged=[0, 2])
+    settings = params(epochs=6, learning_rate=1e-2)
+    with monkeypatch.context() as patched:
+        spoiled(patched, at_step=3)
+        found = train(tiny.llama(), masks, settings, workdir=tmp_path / "a/run")
+    assert "stopped after step 3: the gradient norm is nan. Kept the state" in found.stopped
+    losses = [log.validation_loss for log in found.logs]
+    assert len(losses) == 3
+    best = losses.index(min(losses))
+    assert f"the state after step {best + 1}," in found.stopped
+    shorter = replace(settings, epochs=best + 1)
+    expected = train(tiny.llama(), masks, shorter, workdir=tmp_path / "b/run")
+    assert_same_weights(found.model, expected.model)
+    assert expected.stopped is None
+
+
+@pytest.mark.parametrize("lora", [None, LoraParams(rank=2, alpha=8)])
+def test_model_that_moves_too_far_is_stopped_and_goes_back(tmp_path, lora):
+    """The bound lies between the second and the third state of the same run without one."""
+    masks = tiny.rows(12, flagged=[0, 2, 5])
+    held_out = frozenset({"p/9", "p/10", "p/11"})
+    settings = {"lora": lora, "epochs": 5, "batch_size": 9, "learning_rate": 0.02}
+
+    def run(name, **changes):
+        given = params(**{**settings, **changes})
+        return train(tiny.llama(), masks, given, workdir=tmp_path / name / "run", held_out=held_out)
+
+    free = run("free")
+    moved = [log.validation_divergence for log in free.logs]
+    assert len(moved) == 5
+    assert moved[1] < moved[2]
+    found = run("bound", max_divergence=(moved[1] + moved[2]) / 2)
+    assert f"diverge by {moved[2]:.3g} nats each" in found.stopped
+    assert [log.validation_divergence for log in found.logs] == moved[:3]
+    best = min((0, 1), key=lambda i: free.logs[i].validation_loss)
+    assert f"Kept the state after step {best + 1}" in found.stopped
+    expected = run("short", epochs=best + 1)
+    assert_same_weights(found.model, expected.model)
+
+
+def test_held_out_completions_are_watched_and_not_learnt(tmp_path):
+    masks = tiny.rows(8, flagged=[0, 2, 6])
+    held_out = frozenset({"p/6", "p/7"})
+    settings = params(cache_original=False)
+    found = train(tiny.llama(), masks, settings, workdir=tmp_path / "a", held_out=held_out)
+    expected = train(tiny.llama(), masks[:6], settings, workdir=tmp_path / "b")
+    assert_same_weights(found.model, expected.model)
+    batch = collate(masks[6:])
+    with torch.no_grad():
+        pair = [completion_logits(model, batch) for model in (found.model, tiny.llama())]
+        losses = token_losses("tnff", *pair, batch.token_ids, batch.negative)
+    last = found.logs[-1]
+    assert last.validation_loss == pytest.approx(float(losses.mean()), rel=1e-4)
+    assert last.validation_divergence == pytest.approx(float(losses[batch.kept].mean()), rel=1e-4)
 
 
 def test_same_seed_same_bytes_and_another_seed_another_order(tmp_path):
     masks = tiny.rows(8, flagged=[1, 2])
-    first, _ = trained(masks, tmp_path / "a", seed=3)
-    again, _ = trained(masks, tmp_path / "b", seed=3)
+    first, logs = trained(masks, tmp_path / "a", seed=3, batch_size=1)
+    again, _ = trained(masks, tmp_path / "b", seed=3, batch_size=1)
     assert_same_weights(again, first)
-    _, logs = trained(masks, tmp_path / "c", seed=4)
-    assert logs[0].loss != trained(masks, tmp_path / "d", seed=3)[1][0].loss
+    _, others = trained(masks, tmp_path / "c", seed=4, batch_size=1)
+    assert [log.loss for log in others] != [log.loss for log in logs]
 
 
 def test_head_is_the_models_own_again_afterwards(tmp_path):
@@ -385,8 +454,8 @@ def test_head_is_the_models_own_again_afterwards(tmp_path):
     [
         ("constant", 0, [1, 1, 1, 1]),
         ("linear", 0, [1, 3 / 4, 2 / 4, 1 / 4]),
-        ("constant", 2, [1 / 3, 2 / 3, 1, 1]),
-        ("linear", 1, [1 / 2, 3 / 4, 2 / 4, 1 / 4]),
+        ("constant", 2, [0, 1 / 2, 1, 1]),
+        ("linear", 1, [0, 1, 2 / 3, 1 / 3]),
     ],
 )
 def test_learning_rate_by_hand(tmp_path, schedule, warmup, expected):

@@ -1,14 +1,13 @@
-"""Rows of token ids -> padded batches -> the logits that predict their completion tokens.
+"""Rows of token ids -> padded batches.
 
 Legend: B sequences, S prompt positions, T positions of the sequence the head sees, N completion
-tokens of the whole batch, V vocabulary.
+tokens of the whole batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,8 +23,6 @@ class Batch:
     """Causal: prompt and completion, [B, T] int64. Encoder-decoder: the prompt, [B, S]."""
     attention_mask: Tensor
     """1 on real tokens of `input_ids`."""
-    decoder_input_ids: Tensor | None
-    """Encoder-decoder: the completion shifted right, [B, T] int64; causal: None."""
     rows: Tensor
     """True at positions whose logits predict a completion token, [B, T] bool."""
     token_ids: Tensor
@@ -36,15 +33,17 @@ class Batch:
     """[N] bool; a token may be neither negative nor kept, and then carries no loss."""
     corrected: Tensor
     """True at the tokens of people's corrections, which the original never said, [N] bool."""
+    decoder_input_ids: Tensor | None = None
+    """Encoder-decoder: the completion shifted right, [B, T] int64; causal: None."""
 
-    def to(self, device: str) -> Batch:
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what there is, by name."""
+        named = ((name, getattr(self, name)) for name in self.__slots__)
+        return {name: tensor for name, tensor in named if tensor is not None}
+
+    def to(self, device: str | torch.device) -> Batch:
         """Return the batch on a device."""
-        moved = {
-            name: value.to(device)
-            for name in self.__slots__
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(self, **moved)
+        return Batch(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
 
 def collate(masks: Sequence[Mask], *, decoder_start_id: int | None = None) -> Batch:
@@ -90,28 +89,6 @@ def collate(masks: Sequence[Mask], *, decoder_start_id: int | None = None) -> Ba
         kept=flat("kept_mask", torch.bool),
         corrected=torch.tensor(corrected, dtype=torch.bool),
     )
-
-
-def completion_logits(model: Any, batch: Batch) -> Tensor:
-    """Return the logits that predict a batch's completion tokens, [N, V] float32.
-
-    Row n predicts `batch.token_ids[n]`. Prompt and padding rows never reach a causal LM's head.
-    """
-    if model.config.is_encoder_decoder:
-        output = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            decoder_input_ids=batch.decoder_input_ids,
-            use_cache=False,
-        )
-        return output.logits[batch.rows].float()
-    output = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        logits_to_keep=batch.rows,
-        use_cache=False,
-    )
-    return output.logits.reshape(-1, output.logits.shape[-1]).float()
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

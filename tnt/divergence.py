@@ -10,7 +10,8 @@ import torch
 from tqdm import tqdm
 
 from tnt import models
-from tnt.batching import by_length, collate, completion_logits
+from tnt.batching import by_length, collate
+from tnt.heads import completion_logits
 from tnt.losses import token_losses
 from tnt.records import Mask
 

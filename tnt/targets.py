@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Return log-probabilities, [N, V], to float32's precision whatever the vocabulary.
+
+    PyTorch's own adds up a row in the order of its entries on a CPU: 49,151 equal ones beside a
+    likely one put log 1/2 off by 1.4e-4. A pairwise sum is off by 5e-7.
+    """
+    found: Tensor = _LogSoftmax.apply(logits)
+    return found
+
+
+class _LogSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        shifted = logits - logits.amax(-1, keepdim=True)
+        found = shifted.sub_(shifted.exp().sum(-1, keepdim=True).log_())
+        ctx.save_for_backward(found)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        (found,) = ctx.saved_tensors
+        return upstream - found.exp() * upstream.sum(-1, keepdim=True)
 
 
 def target_log_probs(
-    original_logits: Tensor, negative: Tensor, row_numbers: Tensor | None = None
+    original_logits: Tensor, negative: Tensor | None, row_numbers: Tensor | None = None
 ) -> Tensor:
     """Return the distribution closest to the original that never emits a negative token.
 
@@ -17,7 +45,7 @@ def target_log_probs(
 
     Args:
         original_logits: Of the frozen original in evaluation mode, [N, V].
-        negative: True at the flagged entries, [N, V] bool.
+        negative: True at the flagged entries, [N, V] bool; None is none.
         row_numbers: What to call the rows in an error, [N]; None is 0 to N - 1.
 
     Returns:
@@ -26,16 +54,20 @@ def target_log_probs(
     Raises:
         ValueError: The original has no mass outside the flagged tokens of a row.
     """
-    remaining = original_logits.masked_fill(negative, -torch.inf)
-    empty = ~torch.isfinite(remaining).any(-1)
+    remaining = original_logits
+    if negative is not None:
+        remaining = original_logits.masked_fill(negative, -torch.inf)
+    target = log_softmax(remaining)
+    empty = target[:, 0].isnan()  # a row without finite mass is NaN throughout
     if empty.any():
         row = int(empty.nonzero()[0])
         name = row if row_numbers is None else int(row_numbers[row])
+        flagged = 0 if negative is None else int(negative[row].sum())
         raise ValueError(
-            f"Row {name}: the original has no probability outside the {int(negative[row].sum())} "
-            "negative tokens, so there is no target. Flag fewer tokens there."
+            f"Row {name}: the original has no probability outside the {flagged} negative tokens, "
+            "so there is no target. Flag fewer tokens there."
         )
-    return remaining.log_softmax(-1)
+    return target
 
 
 def with_floor(target: Tensor, negative: Tensor, floor: float) -> Tensor:

@@ -1,7 +1,7 @@
-"""The trainer: a copy of the original learns the target at negative tokens and stays put elsewhere.
+"""Train: a copy of the original learns the target at negative tokens and stays put elsewhere.
 
-Plain and exact: one optimiser step is the sum of its tokens' losses over their number, whatever the
-micro-batches. It resumes from a checkpoint in its working folder and ends in the same bytes.
+What is trained, in which order, and what is returned; `tnt.trainer` makes the steps. A run that is
+killed continues from a checkpoint in its working folder and ends in the same bytes.
 
 Rows with people's corrections are learnt by cross-entropy, -log p(token), whatever the round's
 loss: plain fine-tuning beside the targeted update, as T5Patches' corrective training has it. Their
@@ -11,29 +11,34 @@ tokens count as all others do, and the original, which never said them, is not a
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
-import json
+import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from pathlib import Path
-from types import MethodType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
-from tqdm import tqdm
 
-from tnt import models
-from tnt.batching import Batch, collate, completion_logits
-from tnt.losses import token_losses
+from tnt import originals
+from tnt.batching import Batch, collate
+from tnt.heads import completion_hidden, completion_logits, head_of
 from tnt.models import LoraParams
+from tnt.originals import Autocast, precision
 from tnt.params import STRICT
 from tnt.records import Mask
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from tnt.trainer import OriginalHidden, TargetedTrainer
 
 LossName = Literal["tnff", "tnrr", "tnrf", "tnfll", "tnrll", "ul", "nl", "sft_clean"]
 
@@ -73,7 +78,10 @@ class TrainParams:
     dropout: bool = False
     """True is the paper's; without it an unchanged model has no loss."""
     cache_original: bool = True
-    """Run the original once and keep its final hidden states, instead of once per epoch."""
+    """Run the original once and keep its final hidden states on disk, instead of once per epoch."""
+    max_divergence: PositiveFloat = 0.5
+    """Nats per kept token of the validation completions at which training stops; what is kept is
+    the state with the lowest validation loss before."""
     seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
@@ -84,8 +92,10 @@ class TrainParams:
             raise ValueError(f"trainable is no regular expression ({error})") from error
 
 
-OriginalLogits = Callable[[list[Mask], Batch, Tensor], Tensor]
-"""(completions, their batch, chosen tokens as [N] bool, none of a correction) -> [M, V]."""
+WATCHED = 32
+"""Completions that training is watched on where there are no validation prompts."""
+WATCHES = 5
+"""How often, in a run."""
 
 
 @plain_dataclass(frozen=True, slots=True)
@@ -103,6 +113,27 @@ class StepLog:
     """Mean probability that the updated model gives to the negative tokens."""
     gradient_norm: float
     learning_rate: float
+    validation_loss: float | None
+    """The loss on completions that are not trained on, where it was measured after the step."""
+    validation_divergence: float | None
+    """Of their kept tokens, KL(original || updated)."""
+
+
+FROM_TRAINER = (
+    "loss", "negative_loss", "kept_loss", "corrected_loss", "negative_mass", "learning_rate",
+)  # fmt: skip
+"""What the trainer's lines have under the same names."""
+
+
+@plain_dataclass(frozen=True, slots=True)
+class Trained:
+    """What `train` returns."""
+
+    model: Any
+    logs: list[StepLog]
+    """One per step."""
+    stopped: str | None
+    """Why training ended before its time, and which state was kept."""
 
 
 def train(
@@ -111,69 +142,47 @@ def train(
     params: TrainParams,
     *,
     workdir: Path,
-    autocast: Literal["none", "bf16"] = "none",
-) -> tuple[Any, list[StepLog]]:
-    """Return the updated model and one log line per step.
+    autocast: Autocast = "none",
+    held_out: frozenset[str] = frozenset(),
+) -> Trained:
+    """Train the model on the completions' masks.
 
     Args:
         model: The original. It is trained in place; with `lora` it is wrapped by peft.
         masks: What to learn from; rows without a loss token are left out.
         params: How.
         workdir: Where checkpoints go; a run that finds one there continues from it. Give one
-            folder to one set of inputs (see `fingerprint`).
+            folder to one set of inputs (see `fingerprint`). The cached original goes beside it.
         autocast: Precision of the transformer's passes; the LM head and the loss are float32.
+        held_out: Prompt ids whose completions are not trained on; they tell how training goes.
+            Without any, some of the others do.
 
     Raises:
-        ValueError: `trainable` names no parameter, or the loss stops being finite.
+        ValueError: `trainable` names no parameter, the loss stops being finite or the model moves
+            too far before there is a state to go back to, or a cached original is not this one.
     """
+    from tnt.trainer import Stopped, last_checkpoint
+
     torch.manual_seed(params.seed)
-    masks = [_cut(mask) for mask in masks]
-    batches = list(_batches(masks, params))
-    start_id = model.config.decoder_start_token_id if models.is_encoder_decoder(model) else None
-
-    def on_device(chosen: Sequence[Mask]) -> Batch:
-        return collate(chosen, decoder_start_id=start_id).to(model.device)
-
-    with _exact_head(model):
-        usable = [mask for mask in masks if mask.completion_ids]
-        generated = [mask for mask in usable if mask.source == "generated"]
-        original_logits = _original(model, generated, params, on_device, autocast)
-        model = _trainable(model, params)
-        model.train(params.dropout)
-        weights = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            weights,
-            lr=params.learning_rate,
-            betas=params.adam_betas,
-            eps=params.adam_epsilon,
-            weight_decay=params.weight_decay,
+    rows = [row for row in map(_cut, masks) if row.completion_ids]
+    learnt = [n for n, row in enumerate(rows) if _is_learnt(row, params, held_out)]
+    if not learnt:
+        raise ValueError(
+            f"None of the {len(masks)} completions has a token that carries a loss under "
+            f"{params.loss!r}. Give the round more prompts, or another loss."
         )
-        start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-        first_step, logs = _resume(workdir, model, optimizer)
-        with tqdm(total=len(batches), initial=first_step, desc="train", unit="step") as bar:
-            for step in range(first_step, len(batches)):
-                rate = _learning_rate(step, len(batches), params)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                terms = _accumulate(
-                    model, batches[step], original_logits, params, on_device, autocast
-                )
-                norm = float(torch.nn.utils.clip_grad_norm_(weights, params.max_gradient_norm))
-                log = _log(step, len(batches) / params.epochs, terms, norm, rate, params)
-                if not torch.isfinite(torch.tensor([log.loss, norm])).all():
-                    raise ValueError(
-                        f"Training stopped at step {step}: the loss is {log.loss} and the gradient "
-                        f"norm {norm}. Lower train.learning_rate or train.negative_weight."
-                    )
-                optimizer.step()
-                optimizer.zero_grad()
-                logs.append(log)
-                bar.set_postfix(loss=f"{log.loss:.4f}", negative_mass=f"{log.negative_mass:.3f}")
-                bar.update()
-                if _checkpoint_due(step + 1, len(batches)):
-                    _checkpoint(workdir, step + 1, model, optimizer, logs)
-    _scale_update(model, start, params)
-    return model.eval(), logs
+    watched = [n for n, row in enumerate(rows) if row.prompt_id in held_out] or learnt[:WATCHED]
+    _refuse_other_head(model, rows[0])
+    trainer = _trainer(model, rows, learnt, watched, params, workdir, autocast)
+    start = _trained_weights(trainer.model) if params.update_scale != 1 else {}
+    stopped = None
+    try:
+        trainer.train(resume_from_checkpoint=last_checkpoint(workdir))
+    except Stopped as error:
+        stopped = trainer.fall_back(error)
+    _scale_update(trainer.model, start, params)
+    per_epoch = trainer.args.max_steps / params.epochs
+    return Trained(trainer.model.eval(), _logs(trainer.state.log_history, per_epoch), stopped)
 
 
 def fingerprint(*parts: str) -> str:
@@ -181,21 +190,15 @@ def fingerprint(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _batches(masks: Sequence[Mask], params: TrainParams) -> Iterator[list[Mask]]:
-    """Yield the completions of every step of every epoch, shuffled anew each epoch."""
-    usable = [m for m in masks if m.completion_ids]
-    if params.loss == "sft_clean":
-        usable = [m for m in usable if not any(m.negative_mask)]
-    if not usable:
-        raise ValueError(
-            f"None of the {len(masks)} completions has a token that carries a loss under "
-            f"{params.loss!r}. Give the round more prompts, or another loss."
-        )
-    for epoch in range(params.epochs):
-        generator = torch.Generator().manual_seed(params.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(usable), generator=generator).tolist()
-        for start in range(0, len(order), params.batch_size):
-            yield [usable[i] for i in order[start : start + params.batch_size]]
+def forget(workdir: Path) -> None:
+    """Delete the working folder of a run that ended."""
+    shutil.rmtree(workdir, ignore_errors=True)
+
+
+def _is_learnt(row: Mask, params: TrainParams, held_out: frozenset[str]) -> bool:
+    if row.prompt_id in held_out:
+        return False
+    return params.loss != "sft_clean" or not any(row.negative_mask)
 
 
 def _cut(mask: Mask) -> Mask:
@@ -204,6 +207,145 @@ def _cut(mask: Mask) -> Mask:
     end = max((i + 1 for i, carried in enumerate(carries) if carried), default=0)
     per_token = ("completion_ids", "negative_mask", "kept_mask")
     return replace(mask, **{name: getattr(mask, name)[:end] for name in per_token})
+
+
+def _trainer(
+    model: Any,
+    rows: Sequence[Mask],
+    learnt: Sequence[int],
+    watched: Sequence[int],
+    params: TrainParams,
+    workdir: Path,
+    autocast: Autocast,
+) -> TargetedTrainer:
+    """Return a trainer of what is trainable, and of the original as it is now."""
+    from tnt.trainer import TargetedTrainer
+
+    arguments = _arguments(params, workdir, on_cpu=model.device.type == "cpu")
+    processes = arguments.world_size
+    size = params.micro_batch_size or math.ceil(params.batch_size / processes)
+    passes = math.ceil(params.batch_size / (size * processes))
+    steps = _steps(learnt, params.batch_size)
+    order = _order(steps, params, filled_to=size * passes * processes)
+    arguments.per_device_train_batch_size = size
+    arguments.gradient_accumulation_steps = passes
+    arguments.max_steps = len(order) // (size * passes * processes)
+    arguments.eval_steps = arguments.save_steps = max(1, arguments.max_steps // WATCHES)
+
+    head = head_of(model).frozen()
+    if params.lora is not None:
+        _refuse_adapted_head(model, params.lora)
+    cached = frozen = None
+    if params.cache_original:
+        apart = [n for n in watched if n not in {*learnt}]
+        batches = [part for step in [*steps, apart] for part in _parts(step, size)]
+        cached = _cached_original(model, rows, batches, workdir.parent, arguments, autocast)
+    elif params.lora is None:
+        frozen = copy.deepcopy(model).requires_grad_(False)
+    trained = _trainable(model, params)
+    return TargetedTrainer(
+        trained,
+        arguments,
+        rows=rows,
+        order=order,
+        watched=watched,
+        original=cached or _running_original(frozen, trained, autocast),
+        original_head=head,
+        loss={
+            "loss": params.loss,
+            "negative_weight": params.negative_weight,
+            "target_floor": params.target_floor,
+            "nl_cap": params.nl_cap,
+        },
+        dropout=params.dropout,
+        autocast=autocast,
+        max_divergence=params.max_divergence,
+    )
+
+
+def _arguments(params: TrainParams, workdir: Path, *, on_cpu: bool) -> TrainingArguments:
+    """Return what transformers' trainer is told, but for the length of a step."""
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(workdir),
+        use_cpu=on_cpu,
+        ddp_find_unused_parameters=False,
+        learning_rate=params.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if params.schedule == "constant" else "linear",
+        warmup_steps=params.warmup_steps,
+        adam_beta1=params.adam_betas[0],
+        adam_beta2=params.adam_betas[1],
+        adam_epsilon=params.adam_epsilon,
+        weight_decay=params.weight_decay,
+        max_grad_norm=params.max_gradient_norm,
+        seed=params.seed,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        save_strategy="steps",
+        save_total_limit=1,
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        disable_tqdm=True,  # the trainer has a bar of its own
+        report_to="none",
+    )
+
+
+def _steps(learnt: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Return the rows of each step of an epoch.
+
+    Who meets in a step is the same in every epoch and for every seed; only the order of the steps
+    changes. So the original is asked in the batches in which the updated model is, and experiments
+    share what it answered.
+    """
+    shuffled = torch.randperm(len(learnt), generator=torch.Generator().manual_seed(0)).tolist()
+    return [sorted(learnt[i] for i in part) for part in _parts(shuffled, batch_size)]
+
+
+def _parts(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
+
+
+def _order(steps: Sequence[list[int]], params: TrainParams, *, filled_to: int) -> list[int]:
+    """Return the rows of all steps of all epochs, each epoch shuffled anew, steps filled up."""
+    from tnt.trainer import NOTHING
+
+    order: list[int] = []
+    for epoch in range(params.epochs):
+        generator = torch.Generator().manual_seed(params.seed * 1_000_003 + epoch)
+        for i in torch.randperm(len(steps), generator=generator).tolist():
+            order += steps[i] + [NOTHING] * (filled_to - len(steps[i]))
+    return order
+
+
+def _cached_original(
+    model: Any,
+    rows: Sequence[Mask],
+    batches: Sequence[Sequence[int]],
+    folder: Path,
+    arguments: TrainingArguments,
+    autocast: Autocast,
+) -> OriginalHidden:
+    """Return the look-up of the original's hidden states, which are made now or read from disk."""
+    first = arguments.main_process_first
+    cached = originals.cache(model, rows, batches, folder, autocast=autocast, first=first)
+    return lambda numbers, _: cached.hidden(numbers).to(model.device)
+
+
+def _running_original(frozen: Any | None, trained: Any, autocast: Autocast) -> OriginalHidden:
+    """Return a function that runs the original: a copy, or what is trained less its adapter."""
+
+    def run(_: list[int], batch: Batch) -> Tensor:
+        model = trained if frozen is None else frozen
+        adapter_off = trained.disable_adapter() if frozen is None else contextlib.nullcontext()
+        with originals.evaluating(model), adapter_off, precision(model.device.type, autocast):
+            return completion_hidden(model, batch)[~batch.corrected]
+
+    return run
 
 
 def _trainable(model: Any, params: TrainParams) -> Any:
@@ -229,229 +371,66 @@ def _trainable(model: Any, params: TrainParams) -> Any:
     return model
 
 
-def _scale_update(model: Any, start: dict[str, Tensor], params: TrainParams) -> None:
-    """Pull the trained weights back towards the original; an adapter's update is B A."""
-    if params.update_scale == 1:
+def _refuse_adapted_head(model: Any, lora: LoraParams) -> None:
+    """Raise if the adapter would sit on the LM head, whose weights are read as they are."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    if lora.target_modules == "all-linear":  # peft leaves the head out
         return
+    config = LoraConfig(target_modules=lora.target_modules)
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if module is head and check_target_module_exists(config, name):
+            raise ValueError(
+                f"The LM head {name!r} would get an adapter: train.lora.target_modules "
+                f"{lora.target_modules!r} matches it. Leave it out of the expression."
+            )
+
+
+def _trained_weights(model: Any) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def _scale_update(model: Any, start: Mapping[str, Tensor], params: TrainParams) -> None:
+    """Pull the trained weights back towards the original; an adapter's update is B A."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if params.lora is not None and "lora_B" in name:
+            if params.lora is not None and name in start and "lora_B" in name:
                 weight.mul_(params.update_scale)
             elif params.lora is None and name in start:
                 weight.copy_(torch.lerp(start[name], weight, params.update_scale))
 
 
-def _accumulate(
-    model: Any,
-    chosen: list[Mask],
-    original_logits: OriginalLogits,
-    params: TrainParams,
-    on_device: Callable[[Sequence[Mask]], Batch],
-    autocast: str,
-) -> dict[str, float]:
-    """Add up the gradient of one step, micro-batch by micro-batch; return sums for the log."""
-    size = params.micro_batch_size or len(chosen)
-    total = sum(sum(m.negative_mask) + sum(m.kept_mask) for m in chosen)
-    sums = {"negative": 0.0, "kept": 0.0, "corrected": 0.0, "mass": 0.0}
-    sums |= {"negatives": 0, "corrections": 0, "total": total}
-    for start in range(0, len(chosen), size):
-        part = chosen[start : start + size]
-        batch = on_device(part)
-        carries = (batch.negative | batch.kept) & ~batch.corrected
-        negative = batch.negative[carries]
-        with _precision(model, autocast):
-            logits = completion_logits(model, batch)
-        corrected_logits, logits = logits[batch.corrected], logits[carries]
-        losses = token_losses(
-            params.loss,
-            logits,
-            original_logits(part, batch, carries),
-            batch.token_ids[carries],
-            negative,
-            negative_weight=params.negative_weight,
-            target_floor=params.target_floor,
-            nl_cap=params.nl_cap,
+def _refuse_other_head(model: Any, row: Mask) -> None:
+    """Raise if the model's logits are not what its LM head makes of its hidden states."""
+    start_id = model.config.decoder_start_token_id if model.config.is_encoder_decoder else None
+    batch = collate([row], decoder_start_id=start_id).to(model.device)
+    inputs = {k: v for k, v in batch.tensors().items() if k.endswith(("input_ids", "mask"))}
+    with originals.evaluating(model):
+        expected = model(**inputs, use_cache=False).logits[batch.rows].double()
+        found = completion_logits(model, batch).double()
+    largest = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    tolerance = 4 * max(1e-4, torch.finfo(model.dtype).eps) * largest
+    if not torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True):
+        raise ValueError(
+            f"{type(model).__name__} changes its logits after the LM head in a way that is not "
+            "known here. Take another model, or add it to `tnt.heads.head_of`."
         )
-        loss = losses.sum()
-        if len(corrected_logits):
-            corrected = _cross_entropy(corrected_logits, batch.token_ids[batch.corrected])
-            loss = loss + corrected.sum()
-            sums["corrected"] += float(corrected.detach().sum())
-            sums["corrections"] += len(corrected)
-        (loss / total).backward()
-        with torch.no_grad():
-            picked = logits[negative].log_softmax(-1)
-            picked = picked.gather(-1, batch.token_ids[carries][negative][:, None])
-            sums["mass"] += float(picked.exp().sum())
-            sums["negative"] += float(losses[negative].sum())
-            sums["kept"] += float(losses[~negative].sum())
-            sums["negatives"] += int(negative.sum())
-    return sums
 
 
-def _cross_entropy(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """Return -log p of each token, [N], by the table's own formula, which needs no original."""
-    none = torch.zeros_like(token_ids, dtype=torch.bool)
-    return token_losses("sft_clean", logits, logits.detach(), token_ids, none)
-
-
-def _original(
-    model: Any,
-    masks: Sequence[Mask],
-    params: TrainParams,
-    on_device: Callable[[Sequence[Mask]], Batch],
-    autocast: str,
-) -> OriginalLogits:
-    """Return a function that gives the frozen original's logits.
-
-    Either a second copy of the model runs each time, or every completion runs once, now, and only
-    the rows that enter the LM head are kept: V / d times smaller than logits, and as exact.
-    """
-    import copy
-
-    if not params.cache_original:
-        frozen = copy.deepcopy(model).eval().requires_grad_(False)
-
-        def run(part: list[Mask], batch: Batch, chosen: Tensor) -> Tensor:
-            with torch.no_grad(), _exact_head(frozen), _precision(frozen, autocast):
-                return completion_logits(frozen, batch)[chosen]
-
-        return run
-
-    head = copy.deepcopy(model.get_output_embeddings()).requires_grad_(False)
-    cached: dict[tuple[str, int], Tensor] = {}
-    size = params.micro_batch_size or params.batch_size
-    model.eval()
-    with torch.no_grad(), tqdm(total=len(masks), desc="run the original", unit="reply") as bar:
-        for start in range(0, len(masks), size):
-            part = list(masks[start : start + size])
-            batch = on_device(part)
-            with _precision(model, autocast), _captured(model) as captured:
-                logits = completion_logits(model, batch)
-            hidden = captured[0]
-            hidden = hidden[batch.rows] if hidden.ndim == 3 and len(hidden) == len(part) else hidden
-            hidden = hidden.reshape(len(batch.token_ids), -1)
-            if start == 0 and not torch.allclose(head(hidden.float()), logits, atol=1e-3):
-                raise ValueError(
-                    "This model changes its logits after the LM head, so they cannot be cached. "
-                    "Set train.cache_original: false."
-                )
-            pieces = hidden.split([len(m.completion_ids) for m in part])
-            for mask, piece in zip(part, pieces, strict=True):
-                cached[mask.prompt_id, mask.sample] = piece.clone()
-            bar.update(len(part))
-
-    none = head.weight.new_zeros(0, head.weight.shape[1])
-
-    def look_up(part: list[Mask], batch: Batch, chosen: Tensor) -> Tensor:
-        hidden = [cached[m.prompt_id, m.sample] for m in part if m.source == "generated"]
-        with torch.no_grad():
-            return head(torch.cat([none, *hidden]).float())[chosen[~batch.corrected]]
-
-    return look_up
-
-
-@contextlib.contextmanager
-def _captured(model: Any) -> Iterator[list[Tensor]]:
-    """Collect what enters the LM head."""
-    captured: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, inputs: captured.append(inputs[0])
-    )
-    try:
-        yield captured
-    finally:
-        hook.remove()
-
-
-@contextlib.contextmanager
-def _exact_head(model: Any) -> Iterator[None]:
-    """Run the LM head in float32 also under autocast: bf16 logits near 20 are 0.125 nats apart."""
-    head = model.get_output_embeddings()
-
-    def exact(self: Any, hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            return type(self).forward(self, hidden.float())
-
-    head.forward = MethodType(exact, head)  # bound, so that a copy of the model runs its own head
-    try:
-        yield
-    finally:
-        del head.forward  # back to the class's own
-
-
-def _precision(model: Any, autocast: str) -> Any:
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=autocast == "bf16")
-
-
-def _learning_rate(step: int, steps: int, params: TrainParams) -> float:
-    warm = min(1.0, (step + 1) / (params.warmup_steps + 1))
-    fall = 1.0 if params.schedule == "constant" else 1 - step / steps
-    return params.learning_rate * warm * fall
-
-
-def _log(
-    step: int,
-    per_epoch: float,
-    sums: dict[str, float],
-    norm: float,
-    rate: float,
-    params: TrainParams,
-) -> StepLog:
-    negatives = sums["negatives"]
-    corrections = sums["corrections"]
-    kept = sums["total"] - negatives - corrections
-    return StepLog(
-        step=step,
-        epoch=round((step + 1) / per_epoch, 4),
-        loss=(sums["negative"] + sums["kept"] + sums["corrected"]) / sums["total"],
-        negative_loss=sums["negative"] / params.negative_weight / negatives if negatives else 0.0,
-        kept_loss=sums["kept"] / kept if kept else 0.0,
-        corrected_loss=sums["corrected"] / corrections if corrections else 0.0,
-        negative_mass=sums["mass"] / negatives if negatives else 0.0,
-        gradient_norm=norm,
-        learning_rate=rate,
-    )
-
-
-def _checkpoint_due(step: int, steps: int) -> bool:
-    return step < steps and step % max(1, steps // 5) == 0
-
-
-def _checkpoint(
-    workdir: Path, step: int, model: Any, optimizer: torch.optim.Optimizer, logs: list[StepLog]
-) -> None:
-    """Write all that the rest of the run depends on, whole or not at all."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    partial = workdir / "checkpoint.partial"
-    state = {
-        "step": step,
-        "weights": {n: p.detach() for n, p in model.named_parameters() if p.requires_grad},
-        "optimizer": optimizer.state_dict(),
-        "rng": torch.get_rng_state(),
-        "logs": json.dumps([asdict(log) for log in logs]),
-    }
-    torch.save(state, partial)
-    partial.replace(workdir / "checkpoint.pt")
-
-
-def _resume(
-    workdir: Path, model: Any, optimizer: torch.optim.Optimizer
-) -> tuple[int, list[StepLog]]:
-    """Load the working folder's checkpoint, if there is one; return the next step and the log."""
-    path = workdir / "checkpoint.pt"
-    if not path.exists():
-        return 0, []
-    state = torch.load(path, map_location=model.device, weights_only=True)
-    named = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, weight in state["weights"].items():
-            named[name].copy_(weight)
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"].cpu())
-    return state["step"], [StepLog(**log) for log in json.loads(state["logs"])]
-
-
-def forget(workdir: Path) -> None:
-    """Delete the working folder of a run that ended."""
-    shutil.rmtree(workdir, ignore_errors=True)
+def _logs(history: Sequence[dict[str, Any]], per_epoch: float) -> list[StepLog]:
+    """Return the trainer's log as one line per step."""
+    watched = {line["step"]: line for line in history if "validation_loss" in line}
+    none = {"validation_loss": None, "validation_divergence": None}
+    return [
+        StepLog(
+            step=line["step"] - 1,
+            epoch=round(line["step"] / per_epoch, 4),
+            gradient_norm=line["grad_norm"],
+            **{name: line[name] for name in FROM_TRAINER},
+            **{name: watched.get(line["step"], none)[name] for name in none},
+        )
+        for line in history
+        if "grad_norm" in line
+    ]

@@ -1,7 +1,8 @@
 r"""Stage `train`: update a copy of the parent so that exactly the negative tokens go.
 
-    python -m tnt.stages.train data/models/base data/rounds/r1/masks.parquet data/models/r1 \
-        data/rounds/r1/training.csv data/resolved/r1/train.yaml
+    python -m tnt.stages.train data/models/base data/rounds/r1/prompts.parquet \
+        data/rounds/r1/masks.parquet data/models/r1 data/rounds/r1/training.csv \
+        data/resolved/r1/train.yaml
 
 Killed and run again, it continues from its last checkpoint in `work/` and ends in the same bytes.
 """
@@ -20,7 +21,7 @@ from tnt import artifacts, expectations, models, training, validation
 from tnt.imports import closure
 from tnt.models import RuntimeParams
 from tnt.params import STRICT
-from tnt.records import Mask
+from tnt.records import Mask, Prompt
 from tnt.runs import command
 from tnt.training import StepLog, TrainParams
 
@@ -38,6 +39,7 @@ class TrainStageParams:
 
 def train(
     parent_path: Path,
+    prompts_path: Path,
     masks_path: Path,
     model_path: Path,
     log_path: Path,
@@ -46,6 +48,8 @@ def train(
 ) -> None:
     """Write the updated model (or its adapter) and one log line per step."""
     masks = artifacts.read(masks_path, Mask)
+    prompts = artifacts.read(prompts_path, Prompt)
+    held_out = frozenset(p.prompt_id for p in prompts if p.split == "validation")
     tokenizer = models.load_tokenizer(parent_path)
     logs: list[StepLog] = []
     if not any(any(mask.negative_mask) or mask.source == "corrected" for mask in masks):
@@ -54,16 +58,24 @@ def train(
         models.copy_parent(parent_path, model_path)
     else:
         device = models.use(params.runtime)
-        inputs = [artifacts.sha256_of(path) for path in (parent_path, masks_path)]
+        inputs = [artifacts.sha256_of(path) for path in (parent_path, prompts_path, masks_path)]
         code = [artifacts.sha256_of(ROOT / path) for path in closure(Path(__file__), ROOT)]
         workdir = WORK / model_path.name / training.fingerprint(*inputs, *code, repr(params))
         original = models.load(parent_path, device=device)
         models.refuse_unknown(
             original, ((m.prompt_id, m.prompt_ids + m.completion_ids) for m in masks)
         )
-        updated, logs = training.train(
-            original, masks, params.train, workdir=workdir, autocast=params.runtime.autocast
+        trained = training.train(
+            original,
+            masks,
+            params.train,
+            workdir=workdir,
+            autocast=params.runtime.autocast,
+            held_out=held_out,
         )
+        updated, logs = trained.model, trained.logs
+        if trained.stopped:
+            print(trained.stopped)
         _validate_model(updated, model_path, log_path.parent)
         if params.train.lora:
             models.save_adapter(updated, tokenizer, model_path, parent=parent_path)
@@ -86,7 +98,9 @@ def _csv(logs: list[StepLog]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(StepLog)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: round(value, 6) for name, value in asdict(log).items()} for log in logs)
+    for log in logs:
+        values = asdict(log).items()
+        writer.writerow({name: None if v is None else round(v, 6) for name, v in values})
     return text.getvalue()
 
 
