@@ -5,18 +5,21 @@
 
 Every variant runs in a process of its own, on one thread, through the real training loop of
 transformers, on the same batches, each step ending in the optimiser's. The processes take turns,
-one step each, so that all meet the same machine; a ratio compares two steps of one turn. Step memory
-is the peak above the resting level, at which model, gradients and optimiser state are present.
+one step each, so that all meet the same machine; a ratio compares two steps of one turn.
+
+Step memory is the peak above the resting level, at which model, gradients and optimiser state are
+present. It is taken from other processes than CPU time: in these, glibc gives every freed tensor
+back to the system at once, so that the peak is what was held and not what malloc had kept.
 
 - `sft`: plain fine-tuning with transformers' Trainer, a loss at every token
 - `sft_completion_rows`: the same, but only completion tokens reach the LM head and carry a loss
-- `naive`: this method the way its authors' code goes about it: both models' logits of all positions,
-  one-hot targets, masks that multiply
+- `naive`: this method the way its authors' code goes about it: both models' logits of all
+  positions, one-hot targets, masks that multiply
 - `ours`: `tnt.trainer`, the original running in every step; `ours_cached`: from its cached states
 - `trl_gkd`: TRL's generalized knowledge distillation from the original, where TRL is installed
 
-Where there is a GPU the same steps run there in bf16 for the shapes of T5-base and SmolLM2-135M, with
-absolute times and the share of the card's peak.
+Where there is a GPU, `--gpu` reports absolute times of the same steps in bf16 on the shapes of
+T5-base and SmolLM2-135M, and the share of the card's peak.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from tnt.artifacts import R
 from tnt.expectations import ExpectParams
 from tnt.project import Project
 from tnt.records import Completion, Flag, Mask, Prompt, Split
-from tnt.sampling import SamplingParams, choose
+from tnt.sampling import SamplingParams
 from tnt.validation import Suite
 
 FOLDER = Path("work/docs")
@@ -77,7 +77,8 @@ def suites(loaded: Project) -> Iterator[tuple[str, Suite]]:
         folder = layout.ROUNDS / name
         asked = _read(folder / "prompts.parquet", Prompt)
         if asked:
-            suite = expectations.prompts(asked, _splits(loaded, asked), "train")
+            splits = _splits(loaded, asked)
+            suite = expectations.prompts(asked, splits, "train", watched=True)
             yield f"{name}_prompts", suite
         completions = _read(folder / "completions.parquet", Completion)
         expect = loaded.section(name, "expect")
@@ -95,7 +96,7 @@ def suites(loaded: Project) -> Iterator[tuple[str, Suite]]:
         if (log := folder / "training.csv").is_file():
             with log.open(encoding="utf-8", newline="") as file:
                 reader = csv.DictReader(file)
-                rows = [{key: float(value) for key, value in row.items()} for row in reader]
+                rows = [{k: float(v) if v else None for k, v in row.items()} for row in reader]
             yield f"{name}_training", expectations.training(rows, reader.fieldnames or [])
         if (found := layout.metrics(name)).is_file():
             yield f"{name}_metrics", expectations.metrics(artifacts.read_json(found))
@@ -127,7 +128,7 @@ def _completions(
     config = AutoConfig.from_pretrained(base).get_text_config()
     return expectations.completions(
         rows,
-        choose(asked, sampling.max_prompts),
+        prompts.choose(asked, sampling.max_prompts),
         [decode(tokenizer, row.completion_ids) for row in rows],
         model=model,
         samples=sampling.samples,

@@ -47,13 +47,20 @@ class ExpectParams:
             )
 
 
-def prompts(rows: Sequence[Prompt], splits: Mapping[str, Split], split: Split) -> Suite:
+def prompts(
+    rows: Sequence[Prompt],
+    splits: Mapping[str, Split],
+    split: Split,
+    *,
+    watched: bool = False,
+) -> Suite:
     """Return what is expected of prompts.
 
     Args:
         rows: The prompts.
         splits: Prompt id -> the split that its text belongs to, computed anew.
-        split: The only split that may be in the file.
+        split: The only split that may be in the file,
+        watched: but for validation prompts, if this is true.
     """
     table = [
         {
@@ -66,6 +73,7 @@ def prompts(rows: Sequence[Prompt], splits: Mapping[str, Split], split: Split) -
         }
         for row in rows
     ]
+    allowed = [split, "validation"] if watched else [split]
     leak = f"Only {split} prompts belong here: a round must not see what measures it."
     return _suite(
         "prompts",
@@ -74,8 +82,8 @@ def prompts(rows: Sequence[Prompt], splits: Mapping[str, Split], split: Split) -
         Expected("TableRowCountToBeBetween", "Name prompt files with prompts.", {"min_value": 1}),
         Expected("ColumnValuesToBeUnique", "Make the ids unique.", {"column": "prompt_id"}),
         _true("of_its_set", "A prompt's id is `<set>/<id>`: delete the file and run `dvc repro`."),
-        _in("split", [split], leak),
-        _in("split_of_its_text", [split], leak),
+        _in("split", allowed, leak),
+        _in("split_of_its_text", allowed, leak),
         _between("input_characters", 1, None, "Give every prompt an input."),
         _between("prompt_tokens", 1, None, "Check the prompt set's template."),
     )
@@ -250,10 +258,21 @@ def masks(
     )
 
 
-def training(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Suite:
-    """Return what is expected of a training log, which is empty where nothing was flagged."""
+def training(rows: Sequence[Mapping[str, float | None]], columns: Sequence[str]) -> Suite:
+    """Return what is expected of a training log, which is empty where nothing was flagged.
+
+    What starts with `validation_` is measured now and then, and None in between.
+    """
+    watched = [name for name in columns if name.startswith("validation_")]
+    columns = [name for name in columns if name not in watched]
     table = [
-        {"in_order": row["step"] == number, **{name: row[name] for name in columns}}
+        {
+            "in_order": row["step"] == number,
+            "finite_where_watched": all(
+                math.isfinite(value) for name in watched if (value := row[name]) is not None
+            ),
+            **{name: row[name] for name in columns},
+        }
         for number, row in enumerate(rows)
     ]
     diverged = "Lower train.learning_rate or train.negative_weight."
@@ -262,6 +281,7 @@ def training(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Sui
         ("step",),
         table,
         _true("in_order", "Delete the folder of the round in work/ and run `dvc repro`."),
+        _true("finite_where_watched", diverged),
         *[
             expected
             for name in columns

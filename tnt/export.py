@@ -20,7 +20,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tnt import artifacts, layout, models, project, rounds, sampling
+from tnt import artifacts, layout, models, project, prompts, rounds
 from tnt.artifacts import sha256_of
 from tnt.models import BaseParams
 from tnt.params import dump_yaml, load_yaml
@@ -91,9 +91,10 @@ def save_plain(name: str, folder: Path) -> None:
         ValueError: The model is damaged, or what was written does not answer as it does.
     """
     path = layout.model(name)
-    prompts = sampling.lowest_hashes(artifacts.read(layout.TEST_PROMPTS, Prompt), CHECKED)
+    tests = artifacts.read(layout.TEST_PROMPTS, Prompt)
+    asked = prompts.lowest_hashes(tests, CHECKED)
     model = models.load(path)
-    expected = [_logits(model, prompt) for prompt in prompts]
+    expected = [_logits(model, prompt) for prompt in asked]
     attention = model.config._attn_implementation
     adapted = (path / models.PARENT_FILE).exists()
     if adapted:
@@ -110,7 +111,7 @@ def save_plain(name: str, folder: Path) -> None:
 
     exported = _auto(folder).from_pretrained(folder, attn_implementation=attention).eval()
     tokenizer, original = AutoTokenizer.from_pretrained(folder), models.load_tokenizer(path)
-    for prompt, logits in zip(prompts, expected, strict=True):
+    for prompt, logits in zip(asked, expected, strict=True):
         apart = float((_logits(exported, prompt) - logits).abs().max())
         tokens, before = (t(prompt.prompt).input_ids for t in (tokenizer, original))
         if not apart <= (TOLERANCE if adapted else 0.0) or tokens != before:  # apart may be NaN

@@ -40,6 +40,8 @@ OVERRIDABLE = {
 Overrides = dict[str, Any] | None
 PromptFiles = dict[str, list[str]]
 """Prompt set -> file names in `data/prompts/<set>/`."""
+WATCHED = 16
+"""Validation prompts of each prompt set that a round's training is watched on."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -162,7 +164,7 @@ def resolved(project: Project) -> dict[tuple[str, str], dict[str, Any]]:
     evaluated = project.evaluate
     found: dict[tuple[str, str], dict[str, Any]] = {
         (layout.BASE, "base"): asdict(project.base),
-        (layout.BASE, "prepare"): _prepare(project, evaluated.prompts, evaluated.split),
+        (layout.BASE, "prepare"): _prepare(project, evaluated.prompts, evaluated.split, 0),
         (layout.BASE, "respond"): {
             "runtime": model_runtime,
             "sampling": _of_sets(project.respond, "max_new_tokens", evaluated.prompts),
@@ -183,7 +185,7 @@ def resolved(project: Project) -> dict[tuple[str, str], dict[str, Any]]:
         mask = asdict(project.section(name, "mask"))
         expect = project.section(name, "expect")
         stages: dict[str, dict[str, Any]] = {
-            "prepare": _prepare(project, round_.prompts, "train"),
+            "prepare": _prepare(project, round_.prompts, "train", WATCHED),
             "generate": {
                 "runtime": model_runtime,
                 "sampling": _of_sets(
@@ -403,13 +405,13 @@ def _refuse_link(file: Path, where: str) -> None:
         )
 
 
-def _prepare(project: Project, files: PromptFiles, split: str) -> dict[str, Any]:
+def _prepare(project: Project, files: PromptFiles, split: str, watched: int) -> dict[str, Any]:
     pinned = {
         prompt_set: {name: sha256_of(layout.PROMPTS / prompt_set / name) for name in names}
         for prompt_set, names in files.items()
     }
     used = {name: asdict(project.prompt_sets[name]) for name in files}
-    return {"prompt_sets": used, "files": pinned, "split": split}
+    return {"prompt_sets": used, "files": pinned, "split": split, "watched": watched}
 
 
 def _of_sets(section: Any, field: str, used: Iterable[str]) -> dict[str, Any]:

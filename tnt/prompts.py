@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from tnt.params import STRICT, did_you_mean, shortened
-from tnt.records import Prompt, Split
+from tnt.records import Mask, Prompt, Split
 
+Keyed = TypeVar("Keyed", Prompt, Mask)
 Share = Annotated[float, Field(ge=0, le=1)]
 FIELDS = ("id", "input", "reference")
 LONGEST = 1_000_000
@@ -95,6 +97,19 @@ def read_file(path: Path) -> list[RawPrompt]:
 def normalised(text: str) -> str:
     """Return a text as duplicates are told by: without case and extra white space."""
     return " ".join(text.casefold().split())
+
+
+def choose(prompts: Sequence[Prompt], count: int | None) -> list[Prompt]:
+    """Return at most `count` prompts of each split of each prompt set, chosen by hash."""
+    groups: dict[tuple[str, Split], list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        groups[prompt.prompt_set, prompt.split].append(prompt)
+    return [prompt for _, group in sorted(groups.items()) for prompt in lowest_hashes(group, count)]
+
+
+def lowest_hashes(rows: Sequence[Keyed], count: int | None) -> list[Keyed]:
+    """Return the `count` rows whose prompt ids have the lowest hashes; all of them for None."""
+    return sorted(rows, key=lambda row: hashlib.sha256(row.prompt_id.encode()).hexdigest())[:count]
 
 
 def split_of(text: str, shares: Shares) -> Split:

@@ -6,10 +6,9 @@ the last bits of the logits and so, now and then, a greedy token: it is part of 
 
 from __future__ import annotations
 
-import hashlib
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -20,9 +19,8 @@ from tnt import models
 from tnt.alignment import decode
 from tnt.batching import by_length
 from tnt.params import STRICT
-from tnt.records import Completion, Mask, Prompt
-
-Keyed = TypeVar("Keyed", Prompt, Mask)
+from tnt.prompts import choose
+from tnt.records import Completion, Prompt
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -33,7 +31,7 @@ class SamplingParams:
     """The longest completion: one number, or one for each prompt set."""
     batch_size: PositiveInt
     max_prompts: PositiveInt | None = None
-    """Prompts used of each prompt set, chosen by hash; None is all."""
+    """Prompts used of each split of each prompt set, chosen by hash; None is all."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy. Annotate what you will serve."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -91,19 +89,6 @@ def complete(
                     completions.append(_completion(prompt, sample, name, ids, model, tokenizer))
                 bar.update(len(batch))
     return completions
-
-
-def choose(prompts: Sequence[Prompt], count: int | None) -> list[Prompt]:
-    """Return at most `count` prompts of each prompt set, chosen by hash."""
-    names = sorted({p.prompt_set for p in prompts})
-    return [
-        p for n in names for p in lowest_hashes([p for p in prompts if p.prompt_set == n], count)
-    ]
-
-
-def lowest_hashes(rows: Sequence[Keyed], count: int | None) -> list[Keyed]:
-    """Return the `count` rows whose prompt ids have the lowest hashes; all of them for None."""
-    return sorted(rows, key=lambda row: hashlib.sha256(row.prompt_id.encode()).hexdigest())[:count]
 
 
 def refuse_long(prompts: Sequence[Prompt], config: Any, params: SamplingParams) -> None:

@@ -24,7 +24,7 @@ from tnt.detectors import DetectorsParams
 from tnt.layout import BASE, foreign
 from tnt.params import STRICT
 from tnt.prompts import normalised
-from tnt.records import Completion, Flag, Split
+from tnt.records import Completion, Flag, Prompt, Split
 from tnt.runs import command
 
 MEASURED = ("learned", "sets", "gate")
@@ -139,8 +139,11 @@ def _learned(
     tests = {normalised(c.input) for c in measured}
     found: dict[str, set[str]] = {}
     for name, parent in params.rounds.items():
+        asked = artifacts.read(rounds_path / name / "prompts.parquet", Prompt)
+        watched = {p.prompt_id for p in asked if p.split == "validation"}
         rows = artifacts.read(rounds_path / name / "completions.parquet", Completion)
-        found[name] = (tests & {normalised(c.input) for c in rows}) | found.get(parent, set())
+        inputs = {normalised(c.input) for c in rows if c.prompt_id not in watched}
+        found[name] = (tests & inputs) | found.get(parent, set())
     return found
 
 

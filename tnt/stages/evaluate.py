@@ -25,7 +25,7 @@ from tnt import (
     masking,
     metrics,
     models,
-    sampling,
+    prompts,
     validation,
 )
 from tnt.detectors import DetectorsParams, repetition
@@ -203,7 +203,7 @@ def _divergences(
             divergence(
                 original,
                 updated,
-                sampling.lowest_hashes(members, params.divergence_prompts),
+                prompts.lowest_hashes(members, params.divergence_prompts),
                 batch_size=params.divergence_batch_size,
                 title=f"divergence from {name} on {prompt_set}",
             )

@@ -18,6 +18,7 @@ from tnt.alignment import decode
 from tnt.expectations import Share
 from tnt.models import RuntimeParams
 from tnt.params import STRICT
+from tnt.prompts import choose
 from tnt.records import Completion, Prompt
 from tnt.runs import command
 from tnt.sampling import SamplingParams
@@ -47,7 +48,7 @@ def generate(
     )
     suite = expectations.completions(
         completions,
-        sampling.choose(prompts, params.sampling.max_prompts),
+        choose(prompts, params.sampling.max_prompts),
         [decode(tokenizer, c.completion_ids) for c in completions],
         model=model_path.name,
         samples=params.sampling.samples,

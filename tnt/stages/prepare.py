@@ -1,4 +1,4 @@
-r"""Stages `prepare` and `prepare_test`: prompt files -> rendered prompts of one split.
+r"""Stages `prepare` and `prepare_test`: prompt files -> rendered prompts.
 
 python -m tnt.stages.prepare data/models/base data/rounds/r1/prompts.parquet \
         data/resolved/r1/prepare.yaml
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import NonNegativeInt
 from pydantic.dataclasses import dataclass
 
 from tnt import artifacts, expectations, layout, models, prompts, validation
 from tnt.params import STRICT
-from tnt.prompts import PromptSetParams
+from tnt.prompts import PromptSetParams, choose
 from tnt.records import Prompt, Split
 from tnt.runs import command
 
@@ -25,10 +26,13 @@ class PrepareParams:
     files: dict[str, dict[str, str]]
     """Prompt set -> file name -> sha256."""
     split: Split
+    watched: NonNegativeInt = 0
+    """Prompts of each set's validation split beside them, chosen by hash: no round learns from
+    what is answered to them, training is watched on it."""
 
 
 def prepare(base_path: Path, prompts_path: Path, *, params: PrepareParams) -> None:
-    """Write the prompts of the split, with the base model's template and tokens."""
+    """Write the prompts, with the base model's template and tokens."""
     for prompt_set, files in params.files.items():
         folder = layout.PROMPTS / prompt_set
         artifacts.refuse_changed({str(folder / name): pinned for name, pinned in files.items()})
@@ -43,8 +47,10 @@ def prepare(base_path: Path, prompts_path: Path, *, params: PrepareParams) -> No
             f"None of the {len(rendered)} prompts falls into the {params.split} split. "
             f"Add prompts or raise prompt_sets.<set>.shares.{params.split}."
         )
+    chosen += choose([p for p in rendered if p.split == "validation"], params.watched)
     splits = {p.prompt_id: _split(p, params) for p in chosen}
-    validation.validate(expectations.prompts(chosen, splits, params.split), prompts_path)
+    suite = expectations.prompts(chosen, splits, params.split, watched=bool(params.watched))
+    validation.validate(suite, prompts_path)
     artifacts.write(chosen, prompts_path, Prompt)
 
 
