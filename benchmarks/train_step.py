@@ -18,8 +18,8 @@ back to the system at once, so that the peak is what was held and not what mallo
 - `ours`: `tnt.trainer`, the original running in every step; `ours_cached`: from its cached states
 - `trl_gkd`: TRL's generalized knowledge distillation from the original, where TRL is installed
 
-Where there is a GPU, `--gpu` reports absolute times of the same steps in bf16 on the shapes of
-T5-base and SmolLM2-135M, and the share of the card's peak.
+Where there is a GPU, a table of absolute times follows: steps in bf16 autocast on the shapes of
+T5-base and SmolLM2-135M, and the share of what the card reaches in one large matrix product.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ import argparse
 import copy
 import ctypes
 import importlib.util
+import itertools
 import json
+import math
 import os
 import re
 import statistics
@@ -36,14 +38,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 VARIANTS = ("sft", "sft_completion_rows", "naive", "ours", "ours_cached", "trl_gkd")
 WARM_UP = 2
-TITLES = {"cpu_to_sft": "CPU time", "memory_to_sft": "step memory"}
+MEMORY_STEPS = 2
+"""Steps whose memory is taken: they are all alike."""
+FREE_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
 
 
 @dataclass(frozen=True)
@@ -164,11 +168,12 @@ def memory(field: str) -> int:
 
 def trainer_of(variant: str, model: Any, rows: list[Any], batch: int, folder: Path) -> Any:
     """Return the variant's trainer; only how it gets to a loss differs."""
-    from transformers import TrainingArguments
+    from transformers import PrinterCallback, TrainingArguments
 
     settings: dict[str, Any] = {
         "output_dir": str(folder),
-        "use_cpu": True,
+        "use_cpu": model.device.type == "cpu",
+        "bf16": model.device.type != "cpu" and not variant.startswith("ours"),
         "per_device_train_batch_size": batch,
         "max_steps": 10_000,
         "learning_rate": 1e-5,
@@ -184,13 +189,15 @@ def trainer_of(variant: str, model: Any, rows: list[Any], batch: int, folder: Pa
     arguments = TrainingArguments(**settings)
     if variant.startswith("ours"):
         return our_trainer(model, rows, arguments, cached=variant == "ours_cached")
-    trainer = {
+    make = {
         "sft": plain_trainer,
         "sft_completion_rows": completion_rows_trainer,
         "naive": naive_trainer,
         "trl_gkd": gkd_trainer,
     }[variant]
-    return trainer(model, rows, arguments)
+    trainer = make(model, rows, arguments)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def our_trainer(model: Any, rows: list[Any], arguments: Any, *, cached: bool) -> Any:
@@ -200,18 +207,20 @@ def our_trainer(model: Any, rows: list[Any], arguments: Any, *, cached: bool) ->
     from tnt.trainer import TargetedTrainer
 
     head = head_of(model).frozen()
+    autocast: Any = "none" if model.device.type == "cpu" else "bf16"
     if cached:
         size = arguments.per_device_train_batch_size
         folder = Path(arguments.output_dir)
-        states = originals.cache(model, rows, folder, batch_size=size, autocast="none")
+        batches = [range(i, i + size) for i in range(0, len(rows), size)]
+        states = originals.cache(model, rows, batches, folder, autocast=autocast)
 
         def original(numbers: list[int], batch: Any) -> Any:
-            return states.hidden(numbers)
+            return states.hidden(numbers).to(model.device)
     else:
         frozen = copy.deepcopy(model).requires_grad_(False).eval()
 
         def original(numbers: list[int], batch: Any) -> Any:
-            with originals.evaluating(frozen):
+            with originals.evaluating(frozen), originals.precision(model.device.type, autocast):
                 return completion_hidden(frozen, batch)
 
     return TargetedTrainer(
@@ -219,12 +228,12 @@ def our_trainer(model: Any, rows: list[Any], arguments: Any, *, cached: bool) ->
         arguments,
         rows=rows,
         order=[*range(len(rows))],
-        watched=[],
+        watched=[0],
         original=original,
         original_head=head,
         loss={"loss": "tnff"},
         dropout=False,
-        autocast="none",
+        autocast=autocast,
         max_divergence=1.0,
     )
 
@@ -309,18 +318,26 @@ def of_transformers(
     from transformers import Trainer
 
     def collate(chosen: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        width = max(len(row["input_ids"]) for row in chosen)
         padding = {"labels": -100}
-        return {
-            name: torch.tensor(
-                [
-                    row[name] + [padding.get(name, 0)] * (width - len(row["input_ids"]))
-                    for row in chosen
-                ]
-            )
-            for name in chosen[0]
-        }
 
+        def padded(name: str) -> torch.Tensor:
+            width = max(len(row[name]) for row in chosen)
+            ends = ([padding.get(name, 0)] * (width - len(row[name])) for row in chosen)
+            return torch.tensor([row[name] + end for row, end in zip(chosen, ends, strict=True)])
+
+        return {name: padded(name) for name in chosen[0]}
+
+    if model.config.is_encoder_decoder:
+        table = [
+            {
+                "input_ids": row.prompt_ids,
+                "attention_mask": [1] * len(row.prompt_ids),
+                "labels": row.completion_ids,
+            }
+            for row in rows
+        ]
+        arguments_of = {"data_collator": collate, "train_dataset": Dataset.from_list(table)}
+        return Trainer(model, arguments, **arguments_of)
     table = []
     for row in rows:
         ids, prompt = row.prompt_ids + row.completion_ids, len(row.prompt_ids)
@@ -349,18 +366,18 @@ def of_transformers(
 class Worker:
     """A variant's process."""
 
-    def __init__(self, variant: str, arguments: list[str]) -> None:
+    def __init__(self, variant: str, arguments: list[str], environment: dict[str, str]) -> None:
         """Start it."""
         command = [sys.executable, __file__, "--work", variant, *arguments]
         threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self.said = tempfile.TemporaryFile("w+")  # progress, and why it failed
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.said,
             text=True,
-            env={**os.environ, **threads},
+            env={**os.environ, **threads, **environment},
         )
 
     def step(self) -> dict[str, float]:
@@ -377,9 +394,11 @@ class Worker:
         raise SystemExit(f"{self.said.read()}\n{self.process.args} failed.")
 
 
-def measure(variants: Sequence[str], arguments: list[str], repeats: int) -> dict[str, list[Any]]:
+def measure(
+    variants: Sequence[str], arguments: list[str], repeats: int, environment: dict[str, str]
+) -> dict[str, list[Any]]:
     """Return what every step of every variant took; the variants take turns."""
-    workers = {variant: Worker(variant, arguments) for variant in variants}
+    workers = {variant: Worker(variant, arguments, environment) for variant in variants}
     found: dict[str, list[Any]] = {variant: [] for variant in variants}
     try:
         for _ in range(WARM_UP + repeats):
@@ -391,30 +410,133 @@ def measure(variants: Sequence[str], arguments: list[str], repeats: int) -> dict
     return {variant: steps[WARM_UP:] for variant, steps in found.items()}
 
 
-def ratios(steps: dict[str, list[Any]], what: str, to: str) -> dict[str, list[float]]:
-    """Return each variant's figure over that of `to`, turn by turn."""
+Figures = dict[str, list[float]]
+"""Variant -> a figure of each of its steps, turn by turn."""
+
+
+def ratios(figures: Figures, to: str) -> Figures:
+    """Return each variant's figures over those of `to`, turn by turn."""
     return {
-        variant: [own[what] / other[what] for own, other in zip(taken, steps[to], strict=True)]
-        for variant, taken in steps.items()
+        variant: [own / other for own, other in zip(taken, figures[to], strict=True)]
+        for variant, taken in figures.items()
     }
 
 
-def tables(steps: dict[str, list[Any]]) -> Iterator[str]:
+def tables(cpu: Figures, held: Figures) -> Iterator[str]:
     """Yield the lines to print."""
-    for title, what, unit, size in (
-        ("CPU time", "cpu", "s", 1.0),
-        ("step memory", "memory", "MiB", 2**20),
+    for title, figures, unit, size in (
+        ("CPU time", cpu, "s", 1.0),
+        ("step memory", held, "MiB", 2**20),
     ):
         yield f"{title:<22}{unit:>9}{'to sft':>10}{'spread':>18}{'to naive':>10}"
-        to_sft = ratios(steps, what, "sft")
-        to_naive = ratios(steps, what, "naive") if "naive" in steps else {}
+        to_sft = ratios(figures, "sft")
+        to_naive = ratios(figures, "naive") if "naive" in figures else {}
         for variant, values in to_sft.items():
-            own = statistics.median(step[what] for step in steps[variant]) / size
+            own = statistics.median(figures[variant]) / size
             spread = f"{min(values):.3f} to {max(values):.3f}"
             naive = f"{statistics.median(to_naive[variant]):.3f}" if to_naive else ""
             middle = statistics.median(values)
             yield f"{variant:<22}{own:>9.3g}{middle:>10.3f}{spread:>18}{naive:>10}"
         yield ""
+
+
+# On a GPU.
+
+CARD_SHAPE = Shape(batch=32)
+
+
+def t5_base() -> Any:
+    """Return a T5 of T5-base's shape with random weights."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=32_128, d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12,
+        decoder_start_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    return T5ForConditionalGeneration(config)
+
+
+def smollm2_135m() -> Any:
+    """Return a Llama of SmolLM2-135M's shape with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+        num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+CARD_MODELS = {"T5-base": t5_base, "SmolLM2-135M": smollm2_135m}
+
+
+def torch_sees_a_card() -> bool:
+    """Whether there is a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def on_card(device: str, models: dict[str, Callable[[], Any]], shape: Shape) -> Iterator[str]:
+    """Yield the lines of a table of absolute times."""
+    peak = product_flops(device)
+    yield f"{'bf16 autocast':<16}{'variant':<14}{'ms a step':>10}{'of the peak':>13}"
+    for name, make in models.items():
+        for variant in ("sft", "ours", "ours_cached"):
+            model = make().to(device)
+            seconds = statistics.median(step_seconds(variant, model, shape))
+            share = needed_flops(model, shape) / seconds / peak
+            yield f"{name:<16}{variant:<14}{seconds * 1000:>10.1f}{share:>13.1%}"
+    yield f"peak: {peak / 1e12:.1f} TFLOP/s in a product of two bf16 matrices of 8192 x 8192"
+
+
+def step_seconds(variant: str, model: Any, shape: Shape, steps: int = 10) -> list[float]:
+    """Return the seconds of each step after the warm-up."""
+    import torch
+    from transformers import TrainerCallback
+
+    rows = random_rows(replace(shape, vocabulary=model.config.vocab_size), 4 * shape.batch)
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+            control.should_training_stop = len(ends) > WARM_UP + steps
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = trainer_of(variant, model, rows, shape.batch, Path(scratch))
+        trainer.add_callback(Clock())
+        trainer.train()
+    return [after - before for before, after in itertools.pairwise(ends[WARM_UP:])]
+
+
+def needed_flops(model: Any, shape: Shape) -> float:
+    """Return what a step of plain training needs: 6 a weight and token (Kaplan et al. 2020)."""
+    embedding = model.get_input_embeddings().weight
+    weights = sum(w.numel() for w in model.parameters()) - embedding.numel()
+    tokens = shape.prompt + shape.completion
+    if model.config.is_encoder_decoder:  # half of the weights see the prompt, half the completion
+        tokens /= 2
+    head = embedding.numel() * shape.completion
+    return 6.0 * shape.batch * (weights * tokens + head)
+
+
+def product_flops(device: str) -> float:
+    """Return the operations a second that a large matrix product reaches."""
+    import torch
+
+    size = 8192 if device == "cuda" else 512
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
 
 
 def main() -> None:
@@ -433,21 +555,20 @@ def main() -> None:
     if "trl_gkd" in variants and not importlib.util.find_spec("trl"):
         variants.remove("trl_gkd")
     arguments = ["--round", given.round] if given.round else []
-    steps = measure(variants, arguments, given.repeats)
+    taken = measure(variants, arguments, given.repeats, {})
+    cpu = {variant: [step["cpu"] for step in steps] for variant, steps in taken.items()}
+    taken = measure(variants, arguments, MEMORY_STEPS, FREE_AT_ONCE)
+    held = {variant: [step["memory"] for step in steps] for variant, steps in taken.items()}
     if given.json:
-        print(
-            json.dumps(
-                {
-                    key: {
-                        variant: round(statistics.median(values), 4)
-                        for variant, values in ratios(steps, what, "sft").items()
-                    }
-                    for key, what in (("cpu_to_sft", "cpu"), ("memory_to_sft", "memory"))
-                }
-            )
-        )
-    else:
-        print("\n".join(tables(steps)))
+        medians = {
+            key: {v: round(statistics.median(x), 4) for v, x in ratios(figures, "sft").items()}
+            for key, figures in (("cpu_to_sft", cpu), ("memory_to_sft", held))
+        }
+        print(json.dumps(medians))
+        return
+    print("\n".join(tables(cpu, held)))
+    if torch_sees_a_card():
+        print("\n".join(on_card("cuda", CARD_MODELS, CARD_SHAPE)))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ from typing import get_args
 import pytest
 import torch
 
-from tnt.losses import LOSSES, T5PATCHES_LOSSES, token_losses
+from tnt.losses import LOSSES, T5PATCHES_LOSSES, LossName, token_losses
 from tnt.targets import target_log_probs
-from tnt.training import LossName
 
 ORACLE = json.loads((Path(__file__).parent / "data/t5patches_losses.json").read_text())
 N, V = 9, 13

@@ -112,7 +112,8 @@ def no_loss(rows: Rows) -> Tensor:
     return rows.updated.new_zeros(len(rows.token_ids))
 
 
-LOSSES = {  # at negative tokens, at kept tokens
+LossName = Literal["tnff", "tnrr", "tnrf", "tnfll", "tnrll", "ul", "nl", "sft_clean"]
+LOSSES: dict[str, TokenLoss] = {  # at negative tokens, at kept tokens
     "tnff": TokenLoss(forward_kl, forward_kl),
     "tnrr": TokenLoss(reverse_kl, reverse_kl),
     "tnrf": TokenLoss(reverse_kl, forward_kl),

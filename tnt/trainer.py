@@ -7,6 +7,7 @@ micro-batches and all processes together, so that how a step is cut up changes n
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,9 @@ class TargetedTrainer(Trainer):
             folder = Path(str(self.args.output_dir)) / name
             write_text(sha256_of(folder), _seal(folder))
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Say nothing: tied weights are stored once, and a checkpoint was as it was written."""
+
     def fall_back(self, stopped: Stopped) -> str:
         """Go back to the state with the lowest validation loss; say what happened.
 
@@ -277,12 +281,16 @@ class TargetedTrainer(Trainer):
 
 
 def last_checkpoint(workdir: Path) -> str | None:
-    """Return the folder of the last checkpoint that is as it was written, if there is one."""
+    """Return the folder of the last checkpoint that is as it was written, if there is one.
+
+    Others are deleted: the trainer would count them among those it keeps.
+    """
     found = [path for path in workdir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
-    for folder in sorted(found, key=lambda path: -int(path.name.rpartition("-")[2])):
-        if _is_whole(folder):
-            return str(folder)
-    return None
+    whole = [path for path in found if _is_whole(path)]
+    for path in {*found} - {*whole}:
+        shutil.rmtree(path)
+    last = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return str(last) if last else None
 
 
 def _seal(checkpoint: Path) -> Path:

@@ -30,6 +30,7 @@ from torch import Tensor
 from tnt import originals
 from tnt.batching import Batch, collate
 from tnt.heads import completion_hidden, completion_logits, head_of
+from tnt.losses import LossName
 from tnt.models import LoraParams
 from tnt.originals import Autocast, precision
 from tnt.params import STRICT
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from tnt.trainer import OriginalHidden, TargetedTrainer
-
-LossName = Literal["tnff", "tnrr", "tnrf", "tnfll", "tnrll", "ul", "nl", "sft_clean"]
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -175,9 +174,11 @@ def train(
     _refuse_other_head(model, rows[0])
     trainer = _trainer(model, rows, learnt, watched, params, workdir, autocast)
     start = _trained_weights(trainer.model) if params.update_scale != 1 else {}
+    with trainer.args.main_process_first():
+        checkpoint = last_checkpoint(workdir)
     stopped = None
     try:
-        trainer.train(resume_from_checkpoint=last_checkpoint(workdir))
+        trainer.train(resume_from_checkpoint=checkpoint)
     except Stopped as error:
         stopped = trainer.fall_back(error)
     _scale_update(trainer.model, start, params)
