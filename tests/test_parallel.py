@@ -57,7 +57,6 @@ KINDS = {
     for dtype, changes in (
         ("float64", {"cache_original": False}),
         ("float64", {"cache_original": False, "loss": "tnrr", "negative_weight": 3.0}),
-        ("float64", {"cache_original": False, "loss": "sft_clean"}),
         ("float32", {}),
         ("float32", {"cache_original": False, "loss": "ul"}),
     )
@@ -142,6 +141,10 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(
     assert_same_run(kind, found, whole(kind))
 
 
+BY_TWO = (
+    "causal-float64-False", "encoder_decoder-float64-False-tnrr-3.0", "causal-float32-plain",
+    "encoder_decoder-float32-plain", "lora-float64",
+)  # fmt: skip
 CUTS = (None, 1)
 """Micro-batch sizes of two processes; with None one has 3 rows of 5, the other 2, or 1 and none."""
 
@@ -150,7 +153,7 @@ CUTS = (None, 1)
 def by_two(tmp_path_factory):
     """Return what each of two processes found, of every kind and cut; they share the folders."""
     folder = tmp_path_factory.mktemp("by two")
-    launch(folder, *KINDS)
+    launch(folder, *BY_TWO)
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in (0, 1)]
 
 
@@ -173,7 +176,7 @@ def launch(folder, *arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batch_size", CUTS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", BY_TWO)
 def test_two_processes_have_the_gradient_of_one(by_two, whole, kind, micro_batch_size):
     for found in by_two:
         assert_same_run(kind, found[kind, micro_batch_size], whole(kind))
@@ -181,7 +184,7 @@ def test_two_processes_have_the_gradient_of_one(by_two, whole, kind, micro_batch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batch_size", CUTS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", BY_TWO)
 def test_two_processes_end_in_the_same_bytes_as_each_other(by_two, kind, micro_batch_size):
     (_, _, one), (_, _, other) = (found[kind, micro_batch_size] for found in by_two)
     assert [n for n in one if not torch.equal(one[n], other[n])] == []
@@ -212,6 +215,8 @@ POINTS = {
     "amid old checkpoints": ("os.rmdir", "before", 1),
     "after the last checkpoint": ("tnt.training._scale_update", "before", 1),
 }
+DIFFERENT = ("before the first step", "before the random state", "after the last checkpoint")
+"""Points at which the other kinds are killed, too."""
 AT_RANDOM = 3
 BY_TWO_KILLED = {"encoder-decoder with dropout": ("encoder_decoder", {"dropout": True})}
 
@@ -245,11 +250,10 @@ def test_run_killed_at_any_point_ends_in_the_same_bytes(killed, kind):
 
 @pytest.mark.slow
 def test_processes_were_killed(killed):
-    for kind, found in killed.items():
-        for point in POINTS:
-            cached = kind != "uncached encoder-decoder with dropout"
-            if cached or "original" not in point:
-                assert found[point]["kills"] == 1, point
+    assert {*POINTS} < {*killed["plain"]}
+    for found in killed.values():
+        assert [point for point in POINTS if point in found and found[point]["kills"] != 1] == []
+        assert {*DIFFERENT} < {*found}
         assert sum(found[f"at random {i}"]["kills"] for i in range(AT_RANDOM)) > AT_RANDOM / 2
 
 
@@ -403,17 +407,15 @@ def test_rows_of_any_shape_have_the_same_gradient_in_any_passes(tmp_path, name, 
             train(MODELS[name]().double(), SHAPES[shape], params, workdir=workdir)
         return steps
 
-    whole = steps_of()
-    for micro_batch_size in (2, 9):
-        parts = steps_of(micro_batch_size=micro_batch_size)
-        for step, other in zip(parts, whole, strict=True):
-            assert_same(step, other, 1e-10, largest_of(other))
+    parts = steps_of(micro_batch_size=2)
+    for step, other in zip(parts, steps_of(), strict=True):
+        assert_same(step, other, 1e-10, largest_of(other))
 
 
 def _outcome(kind, folder):
     """Train; write down hashes of what came out."""
     name, changes = {**KILLED, **BY_TWO_KILLED}[kind]
-    settings = {**BASE, "learning_rate": 1e-2, "adam_epsilon": 1e-8, "epochs": 10, **changes}
+    settings = {**BASE, "learning_rate": 1e-2, "adam_epsilon": 1e-8, "epochs": 5, **changes}
     found = train(MODELS[name](), uneven_rows(), TrainParams(**settings), workdir=folder / "run")
     digest = hashlib.sha256()
     for weight_name, weight in found.model.state_dict().items():
@@ -488,9 +490,9 @@ def _kill(folder):
         _attempt(kind, path, lambda: None)
         duration = time.monotonic() - start
         end("whole", path, 0)
-        for point, where in POINTS.items():
+        for point in POINTS if kind == "plain" else DIFFERENT:
             path = place(point)
-            kills = _attempt(kind, path, lambda where=where: _kill_at(*where))
+            kills = _attempt(kind, path, lambda point=point: _kill_at(*POINTS[point]))
             if not (path / "outcome.json").exists():
                 _attempt(kind, path, lambda: None)
             end(point, path, int(kills))
