@@ -1,0 +1,431 @@
+"""The figures and tables that `exact.py` writes, from its results alone.
+
+Tables stand in docs/evidence.md between `<!-- exact NAME -->` and `<!-- end -->`; what is outside
+of these is written by hand. Means over seeds, ± the standard deviation between them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import altair as alt
+import pandas as pd
+import vl_convert
+
+Tables = dict[str, pd.DataFrame]
+LOSSES = {  # Okabe and Ito's palette, with grey for its yellow; shapes tell them apart as well
+    "tnff": ("#0072B2", "circle"),
+    "tnff_pooled": ("#56B4E9", "circle"),
+    "tnrr": ("#009E73", "square"),
+    "tnrf": ("#004D40", "diamond"),
+    "tnfll": ("#E69F00", "triangle-up"),
+    "tnrll": ("#CC79A7", "triangle-down"),
+    "ul": ("#D55E00", "cross"),
+    "nl": ("#999999", "triangle-left"),
+    "sft_clean": ("#000000", "triangle-right"),
+}
+BEHAVIOURS = {"token": "a token", "pair": "a pair", "context": "a token in a context"}
+IDEALS = {"token": "token_forward_kl", "sequence": "sequence_forward_kl"}
+CELL = ["behaviour", "loss", "negative_weight"]
+
+
+def read(folder: Path) -> Tables:
+    """Return the tables of results by name."""
+    found = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
+    setup = json.loads((folder / "setup.json").read_text())
+    found["grid"].insert(2, "samples", float(setup["samples"]))
+    return found
+
+
+# What is picked out of them.
+
+
+def ends(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the last step."""
+    return table[table.step == table.step.max()]
+
+
+def stopped(table: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Return the rows of the step that was best for a measure, on the mean over seeds."""
+    by = ["samples", *CELL]
+    means = table.groupby([*by, "step"], as_index=False)[measure].mean()
+    best = means.loc[means.groupby(by)[measure].idxmin(), [*by, "step"]]
+    return table.merge(best, on=[*by, "step"])
+
+
+def best_weight(table: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Return the rows of the weight that was best for a measure, for each behaviour and loss."""
+    means = table.groupby(CELL, as_index=False)[measure].mean()
+    best = means.loc[means.groupby(CELL[:2])[measure].idxmin(), CELL]
+    return table.merge(best, on=CELL)
+
+
+def by_samples(tables: Tables, measure: str, *, early: bool) -> pd.DataFrame:
+    """Return the distances from all sizes, at the weights that `exact.py` chose for the sizes."""
+    weights = tables["sizes"][CELL].drop_duplicates()
+    both = pd.concat([tables["grid"].merge(weights, on=CELL), tables["sizes"]])
+    return stopped(both, measure) if early else ends(both)
+
+
+def slopes(rows: pd.DataFrame, measure: str) -> dict[tuple[str, str], str]:
+    """Return, for each behaviour and loss, the fitted exponent of the distance in samples."""
+    found = {}
+    finite = rows[rows.samples < math.inf]
+    for cell, of_cell in finite.groupby(CELL[:2]):
+        by_seed = []
+        for _, of_seed in of_cell.groupby("seed"):
+            x = of_seed.samples.map(math.log)
+            y = of_seed[measure].map(math.log)
+            spread = ((x - x.mean()) ** 2).sum()
+            by_seed.append(((x - x.mean()) * (y - y.mean())).sum() / (spread or math.nan))
+        found[cell] = spread_of(pd.Series(by_seed), "{:.2f}")
+    return found
+
+
+# Tables.
+
+
+def spread_of(values: pd.Series, shape: str = "{:.3g}") -> str:
+    """Return mean ± standard deviation."""
+    return f"{shape.format(values.mean())} ± {shape.format(values.std())}"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+    """Yield the lines of a table."""
+    for row in (head, ["---"] * len(head), *rows):
+        yield "| " + " | ".join(map(str, row)) + " |"
+
+
+def ordered(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield the rows of each behaviour and loss, in the order of the tables."""
+    for behaviour in BEHAVIOURS:
+        for loss in LOSSES:
+            of_cell = rows[(rows.behaviour == behaviour) & (rows.loss == loss)]
+            if len(of_cell):
+                yield behaviour, loss, of_cell
+
+
+DISTANCES = {
+    "unwanted": "unwanted mass",
+    "moved": "moved",
+    "moved_completions": "moved completions",
+    "token_forward_kl": "KL(token ideal \\|\\| model)",
+    "token_reverse_kl": "KL(clean model \\|\\| token ideal)",
+    "sequence_forward_kl": "KL(sequence ideal \\|\\| model)",
+    "sequence_reverse_kl": "KL(clean model \\|\\| sequence ideal)",
+}
+
+
+def references(tables: Tables) -> Iterator[str]:
+    """Yield the table of the original, the ideals, and tnff's own limits."""
+    rows = []
+    for (behaviour, model), of_model in tables["references"].groupby(
+        ["behaviour", "model"], sort=False
+    ):
+        name = re.sub(r"tnff_(.*)", r"limit of tnff, weight \1", model).replace("_", " ")
+        shape = "{:.3f}"
+        rows.append([behaviour, name, *(shape.format(of_model[d].mean()) for d in DISTANCES)])
+    yield from markdown(["unwanted", "model", *DISTANCES.values()], rows)
+
+
+def losses(rows: pd.DataFrame) -> Iterator[str]:
+    """Yield a table of all distances, a row for each behaviour and loss."""
+    found = [
+        [
+            behaviour,
+            f"`{loss}`",
+            f"{cell.negative_weight.iloc[0]:g}" if loss != "sft_clean" else "",
+            cell.step.iloc[0],
+            *(spread_of(cell[distance]) for distance in DISTANCES),
+        ]
+        for behaviour, loss, cell in ordered(rows)
+    ]
+    yield from markdown(["unwanted", "loss", "weight", "steps", *DISTANCES.values()], found)
+
+
+def grid_end(tables: Tables) -> Iterator[str]:
+    """Yield the losses at their best weights, trained to the end."""
+    measure = IDEALS["token"]
+    yield from losses(best_weight(ends(tables["grid"]), measure))
+
+
+def grid_stopped(tables: Tables) -> Iterator[str]:
+    """Yield the losses at their best weights and steps."""
+    measure = IDEALS["token"]
+    yield from losses(best_weight(stopped(tables["grid"], measure), measure))
+
+
+def sizes(ideal: str, *, early: bool) -> Callable[[Tables], Iterator[str]]:
+    """Return what yields the table of distances to an ideal by samples."""
+
+    def lines(tables: Tables) -> Iterator[str]:
+        measure = IDEALS[ideal]
+        rows = by_samples(tables, measure, early=early)
+        counts = sorted(rows.samples.unique())
+        exponents = slopes(rows, measure)
+        found = []
+        for behaviour, loss, cell in ordered(rows):
+            by_count = [cell[cell.samples == count][measure] for count in counts]
+            means = [spread_of(each) if len(each) else "" for each in by_count]
+            found.append([behaviour, f"`{loss}`", *means, exponents[behaviour, loss]])
+        names = ["expected" if n == math.inf else f"N = {n:,.0f}" for n in counts]
+        yield from markdown(["unwanted", "loss", *names, "slope"], found)
+
+    return lines
+
+
+def longer(tables: Tables) -> Iterator[str]:
+    """Yield what twice the steps change."""
+    twice = ends(tables["longer"])
+    once = ends(tables["grid"])
+    found = []
+    for behaviour, loss, cell in ordered(twice):
+        weight = cell.negative_weight.iloc[0]
+        before = once[
+            (once.behaviour == behaviour) & (once.loss == loss) & (once.negative_weight == weight)
+        ]
+        row: list[str] = [f"`{loss}`", f"{weight:g}" if loss != "sft_clean" else ""]
+        for distance in ("training_loss", "unwanted", "token_forward_kl", "sequence_forward_kl"):
+            row += [f"{before[distance].mean():.3g}", f"{cell[distance].mean():.3g}"]
+        found.append(row)
+    steps = once.step.max(), twice.step.max()
+    names = ("training loss", "unwanted mass", "KL(token ideal)", "KL(sequence ideal)")
+    heads = [f"{name}, {n} steps" for name in names for n in steps]
+    yield from markdown(["loss", "weight", *heads], found)
+
+
+ENDS = {
+    "ab_ba": "A, B to B, A",
+    "ab_joint": "A, B to joint",
+    "ba_joint": "B, A to joint",
+    "joint_again": "joint to joint, other samples",
+    "ab_token_forward_kl": "KL of A, B",
+    "ba_token_forward_kl": "KL of B, A",
+    "joint_token_forward_kl": "KL of joint",
+    "ab_unwanted": "unwanted after A, B",
+    "ba_unwanted": "after B, A",
+    "joint_unwanted": "after joint",
+}
+
+
+def orders(tables: Tables) -> Iterator[str]:
+    """Yield how far apart two updates in either order and a joint one end."""
+    found = [
+        [f"`{loss}`", f"{rows.negative_weight.iloc[0]:g}", *(spread_of(rows[e]) for e in ENDS)]
+        for loss, rows in tables["orders"].groupby("loss", sort=False)
+    ]
+    yield from markdown(["loss", "weight", *ENDS.values()], found)
+
+
+def rounds(tables: Tables) -> Iterator[str]:
+    """Yield where both anchors stand after each round."""
+    shown = ("unwanted", "moved", "token_forward_kl")
+    found = [
+        [scenario, anchor, number, *(spread_of(rows[d]) for d in shown)]
+        for (scenario, anchor, number), rows in tables["rounds"].groupby(
+            ["scenario", "anchor", "round"], sort=False
+        )
+    ]
+    heads = [DISTANCES[d] for d in shown]
+    yield from markdown(["flagged", "anchor", "round", *heads], found)
+
+
+BLOCKS: dict[str, Callable[[Tables], Iterator[str]]] = {
+    "references": references,
+    "grid_end": grid_end,
+    "grid_stopped": grid_stopped,
+    "sizes_token": sizes("token", early=True),
+    "sizes_token_end": sizes("token", early=False),
+    "sizes_sequence": sizes("sequence", early=True),
+    "longer": longer,
+    "orders": orders,
+    "rounds": rounds,
+}
+
+
+def setup(folder: Path) -> Iterator[str]:
+    """Yield what the results were made with, and what they took."""
+    found = json.loads((folder / "setup.json").read_text())
+    found |= json.loads((folder / "environment.json").read_text())
+    seconds = pd.read_csv(folder / "seconds.csv")
+    found["cells"] = len(seconds)
+    found["CPU minutes"] = f"{seconds.cpu_seconds.sum() / 60:.0f}"
+    for name, value in found.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        yield f"| {name.replace('_', ' ')} | {shown} |"
+
+
+def filled(text: str, folder: Path) -> str:
+    """Return a document with every block as the results have it."""
+    tables = read(folder)
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        lines = setup(folder) if name == "setup" else BLOCKS[name](tables)
+        if name == "setup":
+            lines = iter(["| | |", "|---|---|", *lines])
+        return "\n".join([match["start"], *lines, "<!-- end -->"])
+
+    pattern = r"(?P<start><!-- exact (?P<name>\w+) -->)\n.*?<!-- end -->"
+    return re.sub(pattern, block, text, flags=re.DOTALL)
+
+
+# Figures.
+
+
+def tradeoff(tables: Tables) -> alt.Chart:
+    """Return unwanted mass against what moved, over the weights."""
+    measure = IDEALS["token"]
+    grid = tables["grid"]
+    views = {
+        "trained to the end": ends(grid),
+        "stopped at the best step": stopped(grid, measure),
+    }
+    rows = []
+    for view, found in views.items():
+        means = found.groupby(CELL, as_index=False)[["unwanted", "moved"]].mean()
+        rows.append(means.assign(view=view))
+    reference = tables["references"].groupby(["behaviour", "model"], as_index=False)
+    marks = reference[["unwanted", "moved"]].mean()
+    charts = []
+    for view, points in zip(views, rows, strict=True):
+        panels = []
+        for behaviour, title in BEHAVIOURS.items():
+            of_panel = points[points.behaviour == behaviour]
+            if of_panel.empty:
+                continue
+            base = alt.Chart(of_panel).encode(
+                x=alt.X("unwanted", title="unwanted mass left").scale(type="log"),
+                y=alt.Y("moved", title="moved (total variation)").scale(type="log"),
+                color=_colour(),
+                shape=_shape(),
+            )
+            line = base.mark_line(strokeWidth=1.5).encode(
+                order="negative_weight", shape=alt.Undefined
+            )
+            of_reference = marks[marks.behaviour == behaviour].set_index("model")
+            rules = [
+                _rule("x", of_reference.unwanted["original"]),
+                _rule("y", of_reference.moved["sequence_ideal"]),
+            ]
+            panels.append(
+                alt.layer(
+                    *rules, line, base.mark_point(size=60, filled=True, opacity=1)
+                ).properties(width=230, height=200, title=f"{title}, {view}")
+            )
+        charts.append(alt.hconcat(*panels))
+    return alt.vconcat(*charts)
+
+
+def distance_by_samples(tables: Tables) -> alt.Chart:
+    """Return the distances to both ideals over the number of samples."""
+    reference = tables["references"].groupby(["behaviour", "model"], as_index=False)
+    charts = []
+    for ideal, measure in IDEALS.items():
+        rows = by_samples(tables, measure, early=True)
+        rows = rows[rows.samples < math.inf]
+        marks = reference[[measure]].mean()
+        panels = []
+        for behaviour, title in BEHAVIOURS.items():
+            of_panel = rows[rows.behaviour == behaviour]
+            if of_panel.empty:
+                continue
+            of_panel = of_panel.groupby(["loss", "samples"], as_index=False)[measure].mean()
+            base = alt.Chart(of_panel).encode(
+                x=alt.X("samples", title="samples N").scale(type="log"),
+                y=alt.Y(measure, title=f"KL({ideal} ideal || updated), nats").scale(type="log"),
+                color=_colour(),
+                shape=_shape(),
+            )
+            line = base.mark_line(strokeWidth=1.5).encode(shape=alt.Undefined)
+            other = "sequence_ideal" if ideal == "token" else "token_ideal"
+            of_reference = marks[marks.behaviour == behaviour].set_index("model")[measure]
+            rules = [_rule("y", of_reference["original"]), _rule("y", of_reference[other], [2, 2])]
+            panels.append(
+                alt.layer(
+                    *rules, line, base.mark_point(size=60, filled=True, opacity=1)
+                ).properties(width=230, height=200, title=f"{title}, {ideal} ideal")
+            )
+        charts.append(alt.hconcat(*panels))
+    return alt.vconcat(*charts)
+
+
+def anchors(tables: Tables) -> alt.Chart:
+    """Return what is left and what moved after each round, for both anchors."""
+    shown = {
+        "unwanted": "unwanted mass left",
+        "moved": "moved (total variation)",
+        "token_forward_kl": "KL(token ideal || updated), nats",
+    }
+    scenarios = {
+        "same": "the same behaviour in every round",
+        "more": "one more behaviour in every round",
+    }
+    of = ["scenario", "anchor", "round"]
+    rows = tables["rounds"].groupby(of, as_index=False)[[*shown]].agg("mean")
+    charts = []
+    for scenario, title in scenarios.items():
+        panels = []
+        for measure, name in shown.items():
+            base = alt.Chart(rows[rows.scenario == scenario]).encode(
+                x=alt.X("round:O", title="round", axis=alt.Axis(labelAngle=0)),
+                y=alt.Y(measure, title=name),
+                color=alt.Color("anchor", title="anchored to").scale(
+                    domain=["parent", "base"], range=["#0072B2", "#D55E00"]
+                ),
+                shape=alt.Shape("anchor", title="anchored to").scale(
+                    domain=["parent", "base"], range=["circle", "square"]
+                ),
+            )
+            line = base.mark_line(strokeWidth=1.5).encode(shape=alt.Undefined)
+            panels.append(
+                alt.layer(line, base.mark_point(size=60, filled=True, opacity=1)).properties(
+                    width=230, height=180, title=title
+                )
+            )
+        charts.append(alt.hconcat(*panels))
+    return alt.vconcat(*charts)
+
+
+def _colour() -> alt.Color:
+    colours = [colour for colour, _ in LOSSES.values()]
+    return alt.Color("loss", title="loss").scale(domain=[*LOSSES], range=colours)
+
+
+def _shape() -> alt.Shape:
+    shapes = [shape for _, shape in LOSSES.values()]
+    return alt.Shape("loss", title="loss").scale(domain=[*LOSSES], range=shapes)
+
+
+def _rule(axis: str, value: float, dash: Sequence[int] = (6, 3)) -> alt.Chart:
+    rule = alt.Chart(pd.DataFrame({"at": [value]})).mark_rule(strokeDash=[*dash], color="#555555")
+    return rule.encode(**{axis: alt.datum(value)})
+
+
+FIGURES: dict[str, Callable[[Tables], alt.Chart]] = {
+    "exact_tradeoff": tradeoff,
+    "exact_samples": distance_by_samples,
+    "exact_rounds": anchors,
+}
+
+
+def svg(chart: alt.Chart) -> str:
+    """Return a chart as SVG, on white."""
+    look = chart.configure(background="white").configure_axis(labelFontSize=11, titleFontSize=11)
+    return vl_convert.vegalite_to_svg(look.configure_title(fontSize=11).to_json())
+
+
+def document(results: Path, docs: Path) -> None:
+    """Write the figures, and the tables where docs/evidence.md asks for them."""
+    pictures = docs / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    tables = read(results)
+    for name, figure in FIGURES.items():
+        (pictures / f"{name}.svg").write_text(svg(figure(tables)))
+    evidence = docs / "evidence.md"
+    if evidence.exists():
+        evidence.write_text(filled(evidence.read_text(), results))
