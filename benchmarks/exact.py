@@ -55,6 +55,7 @@ from toy import (
 from tqdm import tqdm
 
 from tnt.losses import LOSSES, token_losses
+from tnt.targets import with_floor
 
 ROOT = Path(__file__).parent.parent
 POOLED = "tnff_pooled"
@@ -75,7 +76,7 @@ class Setup:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Each its own original and its own samples."""
     behaviours: tuple[str, ...] = ("token", "pair", "context")
-    weights: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0)
+    weights: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1_000.0)
     samples: int = 1_000
     sizes: tuple[int, ...] = (100, 10_000)
     expected: tuple[str, ...] = ("context",)
@@ -104,6 +105,24 @@ QUICK = Setup(
     steps=6,
     grammar_samples=100,
 )
+
+
+def limit(loss: str, original: Tensor, unwanted: Unwanted, weight: float) -> Tensor:
+    """Return what a loss asks for with endless samples, as conditionals, [S, P, V].
+
+    Of the samples that pass a prefix, a share f is flagged there. They ask for the target q, the
+    others for the original o, and the sum of the two losses is least at a mean of q and o with the
+    weights w f and 1 - f: the arithmetic one by forward KL, the geometric one by reverse KL.
+    """
+    flagged = unwanted.flagged.expand(original.shape)
+    target = token_ideal(original, unwanted)
+    f = original.exp().masked_fill(~flagged, 0.0).sum(-1, keepdim=True)
+    share = weight * f / (weight * f + 1 - f)
+    if loss == "tnff":
+        return (share * target.exp() + (1 - share) * original.exp()).log()
+    assert loss == "tnrr"
+    floored = with_floor(target.flatten(0, 1), flagged.flatten(0, 1), 1e-6).view_as(target)
+    return (share * floored + (1 - share) * original).log_softmax(-1)
 
 
 # One update.
@@ -278,7 +297,7 @@ class Parts:
     # The parts: each returns one dictionary of numbers per seed, or several.
 
     def references(self, behaviour: str) -> list[dict[str, Any]]:
-        """Return the original, the ideals, and what tnff asks for with endless samples."""
+        """Return the original, the ideals, and what tnff and tnrr ask for with endless samples."""
         original = self.conditionals(self.base)
         unwanted = Unwanted.of(self.tree, [behaviour])
         ideal = token_ideal(original, unwanted)
@@ -287,11 +306,9 @@ class Parts:
             "token_ideal": ideal,
             "sequence_ideal": sequence_ideal(self.tree, original, unwanted),
         }
-        # Where a share f of samples is flagged, w f KL(q || p) + (1 - f) KL(o || p) is least at:
-        f = original.exp().masked_fill(~unwanted.flagged, 0.0).sum(-1, keepdim=True)
-        for weight in self.setup.weights:
-            mixed = (weight * f * ideal.exp() + (1 - f) * original.exp()) / (weight * f + 1 - f)
-            models[f"tnff_{weight:g}"] = mixed.log()
+        for loss in ("tnff", "tnrr"):
+            for weight in self.setup.weights:
+                models[f"{loss}_{weight:g}"] = limit(loss, original, unwanted, weight)
         return [
             {"model": name, **row}
             for name, model in models.items()

@@ -17,7 +17,7 @@ import pandas as pd
 import vl_convert
 
 Tables = dict[str, pd.DataFrame]
-LOSSES = {  # Okabe and Ito's palette, with grey for its yellow; shapes tell them apart as well
+LOSSES = {  # Okabe and Ito's palette, grey for its yellow, and one more; shapes tell them apart too
     "tnff": ("#0072B2", "circle"),
     "tnff_pooled": ("#56B4E9", "circle"),
     "tnrr": ("#009E73", "square"),
@@ -126,7 +126,7 @@ def references(tables: Tables) -> Iterator[str]:
     for (behaviour, model), of_model in tables["references"].groupby(
         ["behaviour", "model"], sort=False
     ):
-        name = re.sub(r"tnff_(.*)", r"limit of tnff, weight \1", model).replace("_", " ")
+        name = re.sub(r"(tn..)_(.*)", r"limit of `\1`, weight \2", model).replace("_", " ")
         shape = "{:.3f}"
         rows.append([behaviour, name, *(shape.format(of_model[d].mean()) for d in DISTANCES)])
     yield from markdown(["unwanted", "model", *DISTANCES.values()], rows)
@@ -277,145 +277,176 @@ def filled(text: str, folder: Path) -> str:
 # Figures.
 
 
-def tradeoff(tables: Tables) -> alt.Chart:
-    """Return unwanted mass against what moved, over the weights."""
-    measure = IDEALS["token"]
+def tradeoff(tables: Tables) -> alt.VConcatChart:
+    """Return unwanted mass against what moved, a line over the weights of each loss."""
     grid = tables["grid"]
     views = {
         "trained to the end": ends(grid),
-        "stopped at the best step": stopped(grid, measure),
+        "stopped when nearest": stopped(grid, IDEALS["token"]),
     }
-    rows = []
-    for view, found in views.items():
-        means = found.groupby(CELL, as_index=False)[["unwanted", "moved"]].mean()
-        rows.append(means.assign(view=view))
-    reference = tables["references"].groupby(["behaviour", "model"], as_index=False)
-    marks = reference[["unwanted", "moved"]].mean()
+    marks = _of_references(tables, ["unwanted", "moved"])
+    means = {
+        view: rows.groupby(CELL, as_index=False)[["unwanted", "moved"]].mean()
+        for view, rows in views.items()
+    }
+    limits = {axis: _decades(pd.concat(means.values())[axis]) for axis in ("unwanted", "moved")}
+    limits["unwanted"][0] = max(limits["unwanted"][0], 1e-5)
+    x = _axis(alt.X, "unwanted", "unwanted mass left", limits["unwanted"])
+    y = _axis(alt.Y, "moved", "moved (total variation)", limits["moved"])
     charts = []
-    for view, points in zip(views, rows, strict=True):
-        panels = []
-        for behaviour, title in BEHAVIOURS.items():
-            of_panel = points[points.behaviour == behaviour]
-            if of_panel.empty:
-                continue
-            base = alt.Chart(of_panel).encode(
-                x=alt.X("unwanted", title="unwanted mass left").scale(type="log"),
-                y=alt.Y("moved", title="moved (total variation)").scale(type="log"),
-                color=_colour(),
-                shape=_shape(),
-            )
-            line = base.mark_line(strokeWidth=1.5).encode(
-                order="negative_weight", shape=alt.Undefined
-            )
-            of_reference = marks[marks.behaviour == behaviour].set_index("model")
-            rules = [
-                _rule("x", of_reference.unwanted["original"]),
-                _rule("y", of_reference.moved["sequence_ideal"]),
-            ]
-            panels.append(
-                alt.layer(
-                    *rules, line, base.mark_point(size=60, filled=True, opacity=1)
-                ).properties(width=230, height=200, title=f"{title}, {view}")
-            )
+    for view, points in means.items():
+        panels = [
+            alt.layer(
+                *_rule("x", marks.unwanted[behaviour, "original"], "original", limits["moved"][1]),
+                *_rule(
+                    "y",
+                    marks.moved[behaviour, "sequence_ideal"],
+                    "sequence ideal",
+                    limits["unwanted"][0],
+                ),
+                *_series(of_panel, x, y, "negative_weight"),
+            ).properties(width=250, height=230, title=f"Unwanted: {BEHAVIOURS[behaviour]}; {view}")
+            for behaviour, of_panel in _panels(points)
+        ]
         charts.append(alt.hconcat(*panels))
     return alt.vconcat(*charts)
 
 
-def distance_by_samples(tables: Tables) -> alt.Chart:
+def distance_by_samples(tables: Tables) -> alt.VConcatChart:
     """Return the distances to both ideals over the number of samples."""
-    reference = tables["references"].groupby(["behaviour", "model"], as_index=False)
     charts = []
     for ideal, measure in IDEALS.items():
         rows = by_samples(tables, measure, early=True)
         rows = rows[rows.samples < math.inf]
-        marks = reference[[measure]].mean()
-        panels = []
-        for behaviour, title in BEHAVIOURS.items():
-            of_panel = rows[rows.behaviour == behaviour]
-            if of_panel.empty:
-                continue
-            of_panel = of_panel.groupby(["loss", "samples"], as_index=False)[measure].mean()
-            base = alt.Chart(of_panel).encode(
-                x=alt.X("samples", title="samples N").scale(type="log"),
-                y=alt.Y(measure, title=f"KL({ideal} ideal || updated), nats").scale(type="log"),
-                color=_colour(),
-                shape=_shape(),
-            )
-            line = base.mark_line(strokeWidth=1.5).encode(shape=alt.Undefined)
-            other = "sequence_ideal" if ideal == "token" else "token_ideal"
-            of_reference = marks[marks.behaviour == behaviour].set_index("model")[measure]
-            rules = [_rule("y", of_reference["original"]), _rule("y", of_reference[other], [2, 2])]
-            panels.append(
-                alt.layer(
-                    *rules, line, base.mark_point(size=60, filled=True, opacity=1)
-                ).properties(width=230, height=200, title=f"{title}, {ideal} ideal")
-            )
+        rows = rows.groupby(["behaviour", "loss", "samples"], as_index=False)[measure].mean()
+        marks = _of_references(tables, [measure])[measure]
+        other = "sequence" if ideal == "token" else "token"
+        limits = _decades(pd.concat([rows[measure], marks[marks > 1e-6]]))
+        counts = [rows.samples.min(), rows.samples.max()]
+        x = _axis(alt.X, "samples", "samples N", counts)
+        y = _axis(alt.Y, measure, f"KL({ideal} ideal || updated), nats", limits)
+        panels = [
+            alt.layer(
+                *_rule("y", marks[behaviour, "original"], "original", counts[0]),
+                *_rule("y", marks[behaviour, f"{other}_ideal"], f"{other} ideal", counts[0]),
+                *_series(of_panel, x, y, "samples"),
+            ).properties(width=250, height=230, title=f"Unwanted: {BEHAVIOURS[behaviour]}")
+            for behaviour, of_panel in _panels(rows)
+        ]
         charts.append(alt.hconcat(*panels))
     return alt.vconcat(*charts)
 
 
-def anchors(tables: Tables) -> alt.Chart:
+def anchors(tables: Tables) -> alt.VConcatChart:
     """Return what is left and what moved after each round, for both anchors."""
     shown = {
         "unwanted": "unwanted mass left",
         "moved": "moved (total variation)",
         "token_forward_kl": "KL(token ideal || updated), nats",
     }
-    scenarios = {
-        "same": "the same behaviour in every round",
-        "more": "one more behaviour in every round",
-    }
-    of = ["scenario", "anchor", "round"]
-    rows = tables["rounds"].groupby(of, as_index=False)[[*shown]].agg("mean")
+    scenarios = {"same": "Same behaviour every round", "more": "One more behaviour every round"}
+    rows = tables["rounds"].groupby(["scenario", "anchor", "round"], as_index=False)[[*shown]]
+    means = rows.mean()
+    named = {"title": "anchored to"}
+    colour = alt.Color("anchor", **named).scale(
+        domain=["parent", "base"], range=["#0072B2", "#D55E00"]
+    )
+    shape = alt.Shape("anchor", **named).scale(
+        domain=["parent", "base"], range=["circle", "square"]
+    )
     charts = []
     for scenario, title in scenarios.items():
         panels = []
         for measure, name in shown.items():
-            base = alt.Chart(rows[rows.scenario == scenario]).encode(
+            base = alt.Chart(means[means.scenario == scenario]).encode(
                 x=alt.X("round:O", title="round", axis=alt.Axis(labelAngle=0)),
                 y=alt.Y(measure, title=name),
-                color=alt.Color("anchor", title="anchored to").scale(
-                    domain=["parent", "base"], range=["#0072B2", "#D55E00"]
-                ),
-                shape=alt.Shape("anchor", title="anchored to").scale(
-                    domain=["parent", "base"], range=["circle", "square"]
-                ),
+                color=colour,
             )
-            line = base.mark_line(strokeWidth=1.5).encode(shape=alt.Undefined)
+            layers = base.mark_line(), base.mark_point(size=60, filled=True, opacity=1)
             panels.append(
-                alt.layer(line, base.mark_point(size=60, filled=True, opacity=1)).properties(
-                    width=230, height=180, title=title
+                alt.layer(layers[0], layers[1].encode(shape=shape)).properties(
+                    width=250, height=180, title=title
                 )
             )
         charts.append(alt.hconcat(*panels))
     return alt.vconcat(*charts)
 
 
-def _colour() -> alt.Color:
-    colours = [colour for colour, _ in LOSSES.values()]
-    return alt.Color("loss", title="loss").scale(domain=[*LOSSES], range=colours)
+def _panels(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the points of each behaviour."""
+    for behaviour in BEHAVIOURS:
+        of_panel = points[points.behaviour == behaviour]
+        if len(of_panel):
+            yield behaviour, of_panel
 
 
-def _shape() -> alt.Shape:
-    shapes = [shape for _, shape in LOSSES.values()]
-    return alt.Shape("loss", title="loss").scale(domain=[*LOSSES], range=shapes)
+def _series(points: pd.DataFrame, x: alt.X, y: alt.Y, order: str) -> list[alt.Chart]:
+    """Return points joined by a line for each loss, told apart by colour and by shape."""
+    names = [*LOSSES]
+    colours, shapes = zip(*LOSSES.values(), strict=True)
+    base = alt.Chart(points).encode(
+        x=x,
+        y=y,
+        color=alt.Color("loss", legend=alt.Legend(symbolOpacity=1)).scale(
+            domain=names, range=[*colours]
+        ),
+    )
+    shape = alt.Shape("loss").scale(domain=names, range=[*shapes])
+    return [
+        base.mark_line(strokeWidth=1.2, opacity=0.6, clip=True).encode(order=order),
+        base.mark_point(size=60, filled=True, opacity=1, clip=True).encode(shape=shape),
+    ]
 
 
-def _rule(axis: str, value: float, dash: Sequence[int] = (6, 3)) -> alt.Chart:
-    rule = alt.Chart(pd.DataFrame({"at": [value]})).mark_rule(strokeDash=[*dash], color="#555555")
-    return rule.encode(**{axis: alt.datum(value)})
+def _of_references(tables: Tables, measures: list[str]) -> pd.DataFrame:
+    """Return the means of the original and the ideals, by behaviour and name."""
+    return tables["references"].groupby(["behaviour", "model"])[measures].mean()
 
 
-FIGURES: dict[str, Callable[[Tables], alt.Chart]] = {
+def _decades(values: pd.Series) -> list[float]:
+    """Return the powers of ten around the values."""
+    return [
+        10.0 ** math.floor(math.log10(values.min())),
+        10.0 ** math.ceil(math.log10(values.max())),
+    ]
+
+
+def _axis(kind: type, field: str, title: str, limits: list[float]) -> alt.X | alt.Y:
+    """Return a logarithmic axis with a tick at every power of ten."""
+    first, last = (round(math.log10(limit)) for limit in limits)
+    ticks = alt.Axis(
+        values=[10.0**power for power in range(first, last + 1)],
+        labelExpr="format(datum.value, datum.value < 0.01 ? '~e' : ',~g')",
+    )
+    return kind(f"{field}:Q", title=title, axis=ticks).scale(type="log", domain=limits, nice=False)
+
+
+def _rule(axis: str, value: float, name: str, start: float) -> list[alt.Chart]:
+    """Return a dashed line across a panel, with its name where it starts on the other axis."""
+    at = alt.Chart(pd.DataFrame({"at": [value], "start": [start], "name": [name]}))
+    if axis == "x":
+        text = at.mark_text(angle=270, align="right", dy=-6, dx=-3, fontSize=10, color="#555555")
+        place = {"x": alt.X("at:Q"), "y": alt.Y("start:Q")}
+    else:
+        text = at.mark_text(align="left", dx=4, dy=-6, fontSize=10, color="#555555")
+        place = {"x": alt.X("start:Q"), "y": alt.Y("at:Q")}
+    rule = at.mark_rule(strokeDash=[6, 3], color="#555555").encode(**{axis: place[axis]})
+    return [rule, text.encode(**place, text="name:N")]
+
+
+FIGURES: dict[str, Callable[[Tables], alt.VConcatChart]] = {
     "exact_tradeoff": tradeoff,
     "exact_samples": distance_by_samples,
     "exact_rounds": anchors,
 }
 
 
-def svg(chart: alt.Chart) -> str:
+def svg(chart: alt.VConcatChart) -> str:
     """Return a chart as SVG, on white."""
-    look = chart.configure(background="white").configure_axis(labelFontSize=11, titleFontSize=11)
+    look = chart.configure(background="white", aria=False).configure_axis(
+        labelFontSize=11, titleFontSize=11
+    )
     return vl_convert.vegalite_to_svg(look.configure_title(fontSize=11).to_json())
 
 

@@ -209,28 +209,28 @@ def test_pooled_flags_count_for_every_sample_of_a_prefix():
     assert rows.negative[at_start][:, TOKENS.index("d")].all()
 
 
-def test_what_tnff_asks_for_with_endless_samples_is_a_mixture():
-    setup = exact.QUICK
-    parts = exact.Parts(setup, lambda *_: 1.0)
-    tree, unwanted = parts.tree, Unwanted.of(parts.tree, ["pair"])
-    original = parts.conditionals(parts.base)
-    ideal, weight = toy.token_ideal(original, unwanted), 10.0
-    f = original.exp().masked_fill(~unwanted.flagged, 0.0).sum(-1, keepdim=True)
-    mixed = (weight * f * ideal.exp() + (1 - f) * original.exp()) / (weight * f + 1 - f)
-    samples = tree.completions(original).exp()
-    rows = exact.Rows.of(tree, samples, unwanted, "tnff")
+@pytest.mark.parametrize("loss", ["tnff", "tnrr"])
+@pytest.mark.parametrize("behaviour", ["token", "pair"])
+def test_the_limit_is_where_the_gradient_of_endless_samples_is_0(loss, behaviour):
+    tree, weight = Tree(3), 10.0
+    original, unwanted = random_conditionals(tree, 1), Unwanted.of(tree, [behaviour])
+    rows = exact.Rows.of(tree, tree.completions(original).exp(), unwanted, loss)
 
-    def loss(logits):
-        return token_losses(
-            "tnff", logits[rows.seed, rows.prefix], original[rows.seed, rows.prefix],
-            rows.token, rows.negative, negative_weight=weight,
-        ) @ rows.share.double()  # fmt: skip
+    def largest_gradient(log_probs):
+        leaf = log_probs.clone().requires_grad_()
+        losses = token_losses(
+            loss,
+            leaf[rows.seed, rows.prefix],
+            original[rows.seed, rows.prefix],
+            rows.token,
+            rows.negative,
+            negative_weight=weight,
+        )
+        (gradient,) = torch.autograd.grad((losses * rows.share).sum(), leaf)
+        return gradient.abs().max()
 
-    leaf = mixed.log().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(leaf), leaf)
-    assert gradient.abs().max() < 1e-7
-    (elsewhere,) = torch.autograd.grad(loss(at := original.clone().requires_grad_()), at)
-    assert elsewhere.abs().max() > 1e-3
+    assert largest_gradient(exact.limit(loss, original, unwanted, weight)) < 1e-7
+    assert largest_gradient(original) > 1e-3
 
 
 def test_without_flags_nothing_moves():
