@@ -82,7 +82,7 @@ class Setup:
     expected: tuple[str, ...] = ("context",)
     """Behaviours that are trained on in expectation."""
     longer: str = "context"
-    ordered: tuple[str, ...] = ("tnff", "tnrr", "tnfll", "ul", "sft_clean")
+    ordered: tuple[str, ...] = ("tnff", POOLED, "tnrr", "tnfll", "ul", "sft_clean")
     rounds: tuple[str, ...] = ("token", "pair", "context", "repeat", "short")
     """What each of the rounds removes on top of those before."""
     steps: int = 200
@@ -112,7 +112,8 @@ def limit(loss: str, original: Tensor, unwanted: Unwanted, weight: float) -> Ten
 
     Of the samples that pass a prefix, a share f is flagged there. They ask for the target q, the
     others for the original o, and the sum of the two losses is least at a mean of q and o with the
-    weights w f and 1 - f: the arithmetic one by forward KL, the geometric one by reverse KL.
+    weights w f and 1 - f: the arithmetic one by forward KL, the geometric one by reverse KL. At
+    most one token may be flagged at a prefix: of two, each would have a target with the other.
     """
     flagged = unwanted.flagged.expand(original.shape)
     target = token_ideal(original, unwanted)
@@ -206,7 +207,7 @@ class Parts:
     """The parts of the benchmark, on one setup and its originals."""
 
     setup: Setup
-    best: Callable[[str, Sequence[str]], float]
+    best: Callable[..., float]
     """A loss's best negative weight for behaviours, from the grid."""
 
     @cached_property
@@ -325,7 +326,7 @@ class Parts:
     ) -> list[dict[str, Any]]:
         """Return the distances of one update, wherever it could have been stopped."""
         if weight is None:
-            weight = self.best(variant, [behaviour])
+            weight = self.best(variant, [behaviour], early=True)
         original = self.conditionals(self.base)
         unwanted = Unwanted.of(self.tree, [behaviour])
 
@@ -346,7 +347,7 @@ class Parts:
         first, second, both = (
             Unwanted.of(self.tree, each) for each in (names[:1], names[1:], names)
         )
-        weight = self.best(variant, [n for n in names if n in self.setup.behaviours])
+        weight = self.best(variant, [n for n in names if n in self.setup.behaviours], early=False)
 
         def then(parent: Models, unwanted: Unwanted, draw: int) -> Models:
             return self.update(
@@ -377,23 +378,25 @@ class Parts:
 
         In `same` every round flags the same behaviour, in `more` everything named so far. Samples
         are always the parent's; the anchor is what kept tokens and targets are compared with.
+        Without one nothing is trained: that is where each round's distances start.
         """
         fixed = self.setup.behaviours[-1]
-        weight = self.best("tnff", [fixed])
+        weight = self.best("tnff", [fixed], early=False)
         original = self.conditionals(self.base)
         parent, rows = self.base, []
         for number in range(1, len(self.setup.rounds) + 1):
             names = self.setup.rounds[:number] if scenario == "more" else [fixed]
             unwanted = Unwanted.of(self.tree, names)
-            parent = self.update(
-                parent,
-                unwanted,
-                "tnff",
-                weight,
-                count=self.setup.samples,
-                draw=number,
-                anchor=self.base if anchor == "base" else None,
-            )
+            if anchor != "none":
+                parent = self.update(
+                    parent,
+                    unwanted,
+                    "tnff",
+                    weight,
+                    count=self.setup.samples,
+                    draw=number,
+                    anchor=self.base if anchor == "base" else None,
+                )
             found = distances(self.tree, self.conditionals(parent), original, unwanted)
             heads = {"round": number, "negative_weight": f"{weight:g}"}
             rows += [heads | row for row in self._by_seed(found)]
@@ -462,15 +465,24 @@ class Results:
         self.rows["seconds"] = [*self.rows.get("seconds", []), took]
         self._write("seconds.csv", self.rows["seconds"])
 
-    def best(self, variant: str, behaviours: Sequence[str]) -> float:
+    def best(self, variant: str, behaviours: Sequence[str], *, early: bool) -> float:
         """Return the weight with the lowest mean KL(token ideal || updated) in the grid.
 
-        Each weight is taken at the step that suits it best, as if one had stopped there.
+        Args:
+            variant: Of which loss.
+            behaviours: Over which the mean is taken.
+            early: Take each weight at the step that suits it best, not the last.
         """
-        found: dict[tuple[float, str], list[float]] = {}
-        for row in self.rows["grid"]:
-            if row["loss"] == variant and row["behaviour"] in behaviours:
-                at = float(row["negative_weight"]), row["step"]
+        rows = [
+            row
+            for row in self.rows["grid"]
+            if row["loss"] == variant and row["behaviour"] in behaviours
+        ]
+        last = max(int(row["step"]) for row in rows)
+        found: dict[tuple[float, int], list[float]] = {}
+        for row in rows:
+            at = float(row["negative_weight"]), int(row["step"])
+            if early or at[1] == last:
                 found.setdefault(at, []).append(float(row["token_forward_kl"]))
         return min(found, key=lambda at: fmean(found[at]))[0]
 
@@ -508,7 +520,7 @@ def cells(setup: Setup, parts: Parts) -> Iterator[Cell]:
     for variant in setup.ordered:
         yield Cell("orders", {"loss": variant}, partial(parts.orders, variant))
     for scenario in ("same", "more"):
-        for anchor in ("parent", "base"):
+        for anchor in ("parent", "base", "none"):
             key = {"scenario": scenario, "anchor": anchor}
             yield Cell("rounds", key, partial(parts.rounds, scenario, anchor))
     for variant in VARIANTS:

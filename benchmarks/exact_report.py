@@ -127,8 +127,8 @@ def references(tables: Tables) -> Iterator[str]:
         ["behaviour", "model"], sort=False
     ):
         name = re.sub(r"(tn..)_(.*)", r"limit of `\1`, weight \2", model).replace("_", " ")
-        shape = "{:.3f}"
-        rows.append([behaviour, name, *(shape.format(of_model[d].mean()) for d in DISTANCES)])
+        values = (max(of_model[d].mean(), 0.0) for d in DISTANCES)  # no round-off below 0
+        rows.append([behaviour, name, *(f"{value:.3f}" for value in values)])
     yield from markdown(["unwanted", "model", *DISTANCES.values()], rows)
 
 
@@ -157,6 +157,19 @@ def grid_stopped(tables: Tables) -> Iterator[str]:
     """Yield the losses at their best weights and steps."""
     measure = IDEALS["token"]
     yield from losses(best_weight(stopped(tables["grid"], measure), measure))
+
+
+def grid_weights(tables: Tables) -> Iterator[str]:
+    """Yield the distance to the token ideal at the end of training, for every weight."""
+    rows = ends(tables["grid"])
+    weights = sorted(rows.negative_weight.unique())
+    measure = IDEALS["token"]
+    found = []
+    for behaviour, loss, cell in ordered(rows):
+        by_weight = cell.groupby("negative_weight")[measure].mean()
+        values = [f"{by_weight[w]:.3g}" if w in by_weight else "" for w in weights]
+        found.append([behaviour, f"`{loss}`", *values])
+    yield from markdown(["unwanted", "loss", *(f"weight {w:g}" for w in weights)], found)
 
 
 def sizes(ideal: str, *, early: bool) -> Callable[[Tables], Iterator[str]]:
@@ -238,6 +251,7 @@ BLOCKS: dict[str, Callable[[Tables], Iterator[str]]] = {
     "references": references,
     "grid_end": grid_end,
     "grid_stopped": grid_stopped,
+    "grid_weights": grid_weights,
     "sizes_token": sizes("token", early=True),
     "sizes_token_end": sizes("token", early=False),
     "sizes_sequence": sizes("sequence", early=True),
@@ -321,14 +335,16 @@ def distance_by_samples(tables: Tables) -> alt.VConcatChart:
         rows = rows.groupby(["behaviour", "loss", "samples"], as_index=False)[measure].mean()
         marks = _of_references(tables, [measure])[measure]
         other = "sequence" if ideal == "token" else "token"
-        limits = _decades(pd.concat([rows[measure], marks[marks > 1e-6]]))
-        counts = [rows.samples.min(), rows.samples.max()]
+        limits = _decades(rows[measure])
+        counts = [rows.samples.min() / 1.4, rows.samples.max() * 1.4]  # room for the points
         x = _axis(alt.X, "samples", "samples N", counts)
         y = _axis(alt.Y, measure, f"KL({ideal} ideal || updated), nats", limits)
         panels = [
             alt.layer(
-                *_rule("y", marks[behaviour, "original"], "original", counts[0]),
-                *_rule("y", marks[behaviour, f"{other}_ideal"], f"{other} ideal", counts[0]),
+                *_rule("y", marks[behaviour, "original"], "original", counts[1], "right"),
+                *_rule(
+                    "y", marks[behaviour, f"{other}_ideal"], f"{other} ideal", counts[1], "right"
+                ),
                 *_series(of_panel, x, y, "samples"),
             ).properties(width=250, height=230, title=f"Unwanted: {BEHAVIOURS[behaviour]}")
             for behaviour, of_panel in _panels(rows)
@@ -348,12 +364,14 @@ def anchors(tables: Tables) -> alt.VConcatChart:
     rows = tables["rounds"].groupby(["scenario", "anchor", "round"], as_index=False)[[*shown]]
     means = rows.mean()
     named = {"title": "anchored to"}
-    colour = alt.Color("anchor", **named).scale(
-        domain=["parent", "base"], range=["#0072B2", "#D55E00"]
-    )
-    shape = alt.Shape("anchor", **named).scale(
-        domain=["parent", "base"], range=["circle", "square"]
-    )
+    anchored = {
+        "parent": ("#0072B2", "circle"),
+        "base": ("#D55E00", "square"),
+        "none": ("#999999", "diamond"),
+    }
+    colours, shapes = zip(*anchored.values(), strict=True)
+    colour = alt.Color("anchor", **named).scale(domain=[*anchored], range=[*colours])
+    shape = alt.Shape("anchor", **named).scale(domain=[*anchored], range=[*shapes])
     charts = []
     for scenario, title in scenarios.items():
         panels = []
@@ -422,15 +440,17 @@ def _axis(kind: type, field: str, title: str, limits: list[float]) -> alt.X | al
     return kind(f"{field}:Q", title=title, axis=ticks).scale(type="log", domain=limits, nice=False)
 
 
-def _rule(axis: str, value: float, name: str, start: float) -> list[alt.Chart]:
-    """Return a dashed line across a panel, with its name where it starts on the other axis."""
-    at = alt.Chart(pd.DataFrame({"at": [value], "start": [start], "name": [name]}))
+def _rule(axis: str, value: float, name: str, end: float, align: str = "left") -> list[alt.Chart]:
+    """Return a dashed line across a panel, with its name at one end of it."""
+    at = alt.Chart(pd.DataFrame({"at": [value], "end": [end], "name": [name]}))
     if axis == "x":
         text = at.mark_text(angle=270, align="right", dy=-6, dx=-3, fontSize=10, color="#555555")
-        place = {"x": alt.X("at:Q"), "y": alt.Y("start:Q")}
+        place = {"x": alt.X("at:Q"), "y": alt.Y("end:Q")}
     else:
-        text = at.mark_text(align="left", dx=4, dy=-6, fontSize=10, color="#555555")
-        place = {"x": alt.X("start:Q"), "y": alt.Y("at:Q")}
+        text = at.mark_text(
+            align=align, dx=4 if align == "left" else -4, dy=-6, fontSize=10, color="#555555"
+        )
+        place = {"x": alt.X("end:Q"), "y": alt.Y("at:Q")}
     rule = at.mark_rule(strokeDash=[6, 3], color="#555555").encode(**{axis: place[axis]})
     return [rule, text.encode(**place, text="name:N")]
 

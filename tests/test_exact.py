@@ -234,7 +234,7 @@ def test_the_limit_is_where_the_gradient_of_endless_samples_is_0(loss, behaviour
 
 
 def test_without_flags_nothing_moves():
-    parts = exact.Parts(exact.QUICK, lambda *_: 1.0)
+    parts = exact.Parts(exact.QUICK, lambda *_, **__: 1.0)
     nothing = Unwanted.of(parts.tree, [])
     updated = parts.update(parts.base, nothing, "tnff", 10.0, count=20)
     for before, after in zip(parts.base.parameters(), updated.parameters(), strict=True):
@@ -275,7 +275,8 @@ def test_the_best_weight_is_the_one_that_could_have_been_stopped_nearest(tmp_pat
         }
         for (weight, step), distance in distances.items()
     ]
-    assert results.best("ul", ["pair"]) == 10.0
+    assert results.best("ul", ["pair"], early=True) == 10.0
+    assert results.best("ul", ["pair"], early=False) == 1.0
 
 
 def test_results_of_another_setup_are_not_mixed_in(tmp_path):
