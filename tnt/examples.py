@@ -132,9 +132,7 @@ def cut(
     return pieces
 
 
-def differences(
-    before: str, after: str
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def differences(before: str, after: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Return the characters [start, end) of the words that only one of two texts has.
 
     "a b c" and "a x c" give 2:3 in both. Texts too long to be aligned (`MAX_COMPARED`) differ in
