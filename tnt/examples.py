@@ -147,8 +147,26 @@ def differences(before: str, after: str) -> tuple[list[tuple[int, int]], list[tu
     if len(old) * len(new) > MAX_COMPARED:
         return _spans(old, [(0, len(old))]), _spans(new, [(0, len(new))])
     matcher = SequenceMatcher(None, [w[0] for w in old], [w[0] for w in new], autojunk=False)
-    changes = [code[1:] for code in matcher.get_opcodes() if code[0] != "equal"]
+    changes = _legible([code[1:] for code in matcher.get_opcodes() if code[0] != "equal"])
     return _spans(old, [c[:2] for c in changes]), _spans(new, [c[2:] for c in changes])
+
+
+def _legible(changes: Iterable[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Join changes between which fewer words are equal than either of them changes.
+
+    In two unlike sentences every "the" and "a" is equal, which says nothing.
+    """
+    joined: list[tuple[int, int, int, int]] = []
+    for change in changes:
+        while joined and change[0] - joined[-1][1] < min(_size(joined[-1]), _size(change)):
+            last = joined.pop()
+            change = (last[0], change[1], last[2], change[3])
+        joined.append(change)
+    return joined
+
+
+def _size(change: tuple[int, int, int, int]) -> int:
+    return max(change[1] - change[0], change[3] - change[2])
 
 
 def _common(old: Sequence[re.Match[str]], new: Sequence[re.Match[str]]) -> int:

@@ -72,11 +72,19 @@
     const made = element("article", { tabindex: "-1", "aria-labelledby": `example-${number}` },
       element("h3", { id: `example-${number}` }, badge, " ", link),
       side("Prompt", "input", [example.input]),
-      element("div", { class: "sides" },
-        side(`Before · ${browser.dataset.before}`, "before", example.before),
-        side(`After · ${browser.dataset.after}`, "after", example.after)));
+      answers(example));
     made.dataset.id = example.id;
     return made;
+  }
+
+  function answers(example) {
+    const { before, after } = browser.dataset;
+    if (JSON.stringify(example.before) === JSON.stringify(example.after)) {
+      const words = example.kind === "clean but changed" ? "the same text, by other tokens" : "the same";
+      return side(`Before and after · ${before} and ${after} say ${words}`, "both", example.after);
+    }
+    return element("div", { class: "sides" },
+      side(`Before · ${before}`, "before", example.before), side(`After · ${after}`, "after", example.after));
   }
 
   function side(title, name, pieces) {
@@ -123,17 +131,18 @@
     text.classList.remove("cut");
     text.replaceChildren();
     let mark = null;
-    let names = "";
+    let open = [];
     const close = () => {
-      if (mark) mark.append(element("span", { class: "by" }, element("span", { class: "aside" }, " flagged by "), element("bdi", {}, names)));
+      for (const flag of open) {
+        mark.append(element("span", { class: "by" }, element("span", { class: "aside" }, " flagged by "), data.detectors[flag]));
+      }
       mark = null;
     };
     for (const piece of pieces) {
       const [words, changed, ...flags] = typeof piece === "string" ? [piece, 0] : piece;
-      const found = flags.map((flag) => data.detectors[flag]).join(", ");
-      if (found !== names) close();
-      names = found;
-      if (names && !mark) {
+      if (String(flags) !== String(open)) close();
+      open = flags;
+      if (open.length && !mark) {
         mark = element("mark");
         text.append(mark);
       }
