@@ -210,7 +210,10 @@
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || event.isComposing) return;
     if (event.target.closest("input:not([type=checkbox]), select, textarea, [contenteditable]")) {
-      if (event.key === "Escape" && event.target === $("query")) event.target.blur();
+      if (event.key === "Escape" && event.target === $("query")) {
+        event.preventDefault(); // which would empty the field
+        event.target.blur();
+      }
       return;
     }
     if (!$("keys").checked || !Object.hasOwn(KEYS, event.key)) return;
