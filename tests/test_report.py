@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
-from tnt import report
+from tnt import examples, report
 from tnt.records import Completion, Flag
 
 HOSTILE = """<script>alert("x")</script> {{ 7*7 }} {% raw %} </td></table> '">&amp; 😀"""
@@ -26,6 +27,7 @@ def rate(flagged, total):
 
 def page(pairs, name="r1"):
     found = {
+        "detectors": {"d<i>": {"before": rate(5, 10), "after": rate(1, 10)}},
         "clean_unchanged": rate(3, 4),
         "similarity_clean": {"bleu": 98.5, "rouge_l": None},
         "divergence": {"forward": 0.0125, "negative_mass": None},
@@ -36,7 +38,15 @@ def page(pairs, name="r1"):
         "sets": {"replies": found},
         "gate": {"passed": False, "reasons": "too <much>"},
     }
-    return report.RoundPage(name, "base", ["d<i>"], metrics, pairs)
+    return report.RoundPage(
+        name=name,
+        parent="base",
+        detectors=["d<i>"],
+        metrics=metrics,
+        examples=pairs,
+        looked_for=["d<i>", HOSTILE],
+        learned_from={"replies": 4},
+    )
 
 
 def written(pages, folder, **changes):
@@ -55,25 +65,35 @@ def written(pages, folder, **changes):
     return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
 
 
-def test_hostile_text_is_shown_and_not_run(tmp_path):
-    pair = report.pair(completion(HOSTILE), completion(HOSTILE, [2]), [flag(0, 8, HOSTILE)], [])
-    text = written([page([pair])], tmp_path)["r1.html"]
-    assert "<script" not in text
-    assert "&lt;script&gt;" in text
+def test_hostile_text_is_data_and_not_markup(tmp_path):
+    """tests/test_browser_round.py shows it; this holds without a browser, too."""
+    pairs = examples.pair(
+        [completion(HOSTILE)], [completion(HOSTILE, [2])], [flag(0, 8, HOSTILE)], []
+    )
+    text = written([page(pairs)], tmp_path)["r1.html"]
+    own = re.findall(r"</?script[^>]*>", text)
+    assert own == [
+        '<script type="application/json" id="data">',
+        "</script>",
+        "<script>",
+        "</script>",
+    ]
+    embedded = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+    assert not set("<>&'") & set(embedded)
+    [row] = json.loads(embedded)["examples"]
+    assert row["input"] == HOSTILE
+    assert [piece[0] for piece in row["before"][:1]] + row["before"][1:] == [
+        HOSTILE[:8],
+        HOSTILE[8:],
+    ]
+    assert "&lt;script&gt;" in text  # in a detector's name
     assert "{{ 7*7 }}" in text
-    assert "49" not in text
-    assert "&amp;amp;" in text
-    assert "{% raw %}" in text
-    assert "😀" in text
-    assert text.count("</table>") == 2  # the page's own
-    for title in re.findall(r'title="([^"]*)"', text):
-        assert "<" not in title
 
 
 def test_index_escapes_and_links_every_round(tmp_path):
     pages = [page([]), page([], "r2")]
     files = written(pages, tmp_path, probe={"r1": rate(1, 4)})
-    assert set(files) == {"index.html", "r1.html", "r2.html"}
+    assert set(files) == {"index.html", "r1.html", "r1.csv", "r2.html", "r2.csv"}
     index = files["index.html"]
     assert 'href="r1.html"' in index
     assert 'href="r2.html"' in index
@@ -86,7 +106,8 @@ def test_index_escapes_and_links_every_round(tmp_path):
 
 def test_page_stands_alone(tmp_path):
     for text in written([page([])], tmp_path).values():
-        assert "http" not in text
+        assert "http:" not in text
+        assert "https:" not in text
         assert "src=" not in text
 
 
@@ -94,37 +115,3 @@ def test_value_that_is_missing_is_an_error_and_no_empty_cell(tmp_path):
     with pytest.raises(Exception, match="'split' is undefined"):
         report.write([page([])], {"rows": [], "probe": {}}, tmp_path)
     assert not (tmp_path / "index.html").exists()
-
-
-def test_marked_cuts_where_flags_begin_and_end():
-    assert report.marked("I'm sorry, no", [flag(0, 9, "boilerplate")]) == [
-        ("I'm sorry", "boilerplate"),
-        (", no", ""),
-    ]
-
-
-def test_marked_names_all_that_overlap():
-    pieces = report.marked("abcdef", [flag(1, 4, "x"), flag(2, 6, "y"), flag(2, 3, "x")])
-    assert pieces == [("a", ""), ("b", "x"), ("c", "x, y"), ("d", "x, y"), ("ef", "y")]
-
-
-@pytest.mark.parametrize("text", ["", "abc", HOSTILE])
-def test_marked_pieces_add_up_to_the_text(text):
-    flags = [flag(i, i + 1) for i in range(0, len(text), 3)]
-    assert "".join(piece for piece, _ in report.marked(text, flags)) == text
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "ids", "kind"),
-    [
-        ([flag(0, 1)], [], [1], "fixed"),
-        ([flag(0, 1)], [flag(0, 1)], [1], "still flagged"),
-        ([], [flag(0, 1)], [2], "newly flagged"),
-        ([], [], [1], "unchanged"),
-        ([], [], [2], "changed"),
-    ],
-)
-def test_kind_of_a_pair(old, new, ids, kind):
-    found = report.pair(completion("ab"), completion("ab", ids), old, new)
-    assert found.kind == kind
-    assert (found.prompt_id, found.input) == ("p/<b>", HOSTILE)

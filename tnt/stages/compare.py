@@ -13,13 +13,13 @@ import csv
 import io
 import json
 import shutil
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from tnt import artifacts, detectors, expectations, metrics, probe, report, validation
+from tnt import artifacts, detectors, examples, expectations, metrics, probe, report, validation
 from tnt.detectors import DetectorsParams
 from tnt.layout import BASE, foreign
 from tnt.params import STRICT
@@ -90,7 +90,9 @@ def compare(
             parent=parent,
             detectors=params.trained[name],
             metrics=measured[name],
-            pairs=_pairs(shown[parent], shown[name], flags[parent], flags[name]),
+            examples=examples.pair(shown[parent], shown[name], flags[parent], flags[name]),
+            looked_for=list(found),
+            learned_from=_learned_from(rounds_path / name / "prompts.parquet"),
         )
         for name, parent in params.rounds.items()
     ]
@@ -147,6 +149,12 @@ def _learned(
     return found
 
 
+def _learned_from(path: Path) -> dict[str, int]:
+    """Return how many prompts of each prompt set a round learned from."""
+    asked = artifacts.read(path, Prompt)
+    return dict(Counter(p.prompt_set for p in asked if p.split == "train"))
+
+
 def _validated(*paths: Path) -> list[dict[str, Any]]:
     """Return what was checked of every artifact, from the files that say so."""
     results = []
@@ -195,18 +203,6 @@ def _rows(
                     }
                 )
     return rows
-
-
-def _pairs(
-    before: list[Completion], after: list[Completion], old: list[Flag], new: list[Flag]
-) -> list[report.Pair]:
-    answers = {(c.prompt_id, c.sample): c for c in after}
-    found: dict[tuple[str, int], tuple[list[Flag], list[Flag]]] = defaultdict(lambda: ([], []))
-    for side, flags in enumerate((old, new)):
-        for flag in flags:
-            found[flag.prompt_id, flag.sample][side].append(flag)
-    keys = [(c.prompt_id, c.sample) for c in before]
-    return [report.pair(c, answers[key], *found[key]) for c, key in zip(before, keys, strict=True)]
 
 
 def _latest(
