@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tnt.verdicts import share
@@ -86,6 +86,17 @@ def points(rounds: Iterable[Mapping[str, Any]], prompt_set: str) -> list[Point]:
                 ),
             ]  # fmt: skip
     return found
+
+
+def experiment_points(
+    experiments: Iterable[Mapping[str, Any]], prompt_set: str
+) -> list[Point]:
+    """Return where DVC experiments ended: their last round, under their own names."""
+    return [
+        replace(point, label=experiment["name"], kind="experiment")
+        for experiment in experiments
+        for point in points(experiment["rounds"], prompt_set)[-1:]
+    ]
 
 
 def tradeoff(found: Sequence[Point], scheme: Scheme) -> str:
@@ -244,7 +255,7 @@ def training(rows: Sequence[Mapping[str, float | None]], order: int, scheme: Sch
 
     color = PALETTE[scheme][order % len(PALETTE[scheme])]
     panels = []
-    shown = _shown(rows)
+    shown = curves(rows)
     last = max((row["step"] or 0 for row in rows), default=0)
     for name, values in shown.items():
         title, unit = TRAINING[name]
@@ -298,7 +309,7 @@ def describe_flag_rates(rows: Sequence[Mapping[str, Any]]) -> str:
 def describe_training(rows: Sequence[Mapping[str, float | None]]) -> str:
     """Return the picture of `training` in words: where each curve begins and ends."""
     said = []
-    for name, values in _shown(rows).items():
+    for name, values in curves(rows).items():
         title, unit = TRAINING[name]
         ends = [v["value"] for v in (values[0], values[-1])]
         first, final = (share(v) if unit == "share" else f"{v:.2g}" for v in ends)
@@ -306,8 +317,8 @@ def describe_training(rows: Sequence[Mapping[str, float | None]]) -> str:
     return " ".join(said)
 
 
-def _shown(rows: Sequence[Mapping[str, float | None]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the curves that have a value, in the order of the panels."""
+def curves(rows: Sequence[Mapping[str, float | None]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the curves of a training.csv that have a value, in the order of the panels."""
     curves = {
         name: [
             {"step": row["step"], "value": row[name]} for row in rows if row.get(name) is not None
