@@ -37,6 +37,8 @@ TRAINING = {
     "validation_divergence": ("Distance from the original, unseen prompts", "nats per token"),
 }
 """Column of training.csv -> title and unit of its panel."""
+NEGATIVE = ("negative_loss", "negative_mass")
+"""Columns that mean nothing in a step whose batch holds no flagged token: both are 0 there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +60,8 @@ class Point:
 def points(rounds: Iterable[Mapping[str, Any]], prompt_set: str) -> list[Point]:
     """Return where each round started and ended, per detector that was new in it.
 
-    A round starts where its parent is and, by definition, with everything unchanged.
+    A round starts where its parent is and, by definition, with everything unchanged. There is no
+    point where nothing was clean before.
     """
     found: list[Point] = []
     whole = {"rate": 1.0, "low": 1.0, "high": 1.0}
@@ -66,7 +69,7 @@ def points(rounds: Iterable[Mapping[str, Any]], prompt_set: str) -> list[Point]:
     for order, round_ in enumerate(rounds):
         seen[round_["name"]] = round_["detectors"]
         of_set = round_["metrics"]["sets"].get(prompt_set)
-        if of_set is None:
+        if of_set is None or not of_set["clean_unchanged"]["total"]:
             continue
         inherited = seen.get(round_["parent"], [])
         new = [name for name in round_["detectors"] if name not in inherited]
@@ -81,8 +84,7 @@ def points(rounds: Iterable[Mapping[str, Any]], prompt_set: str) -> list[Point]:
                 ),
                 Point(
                     label=round_["name"], kind="round", rate=change["after"],
-                    same=same if same["total"] else {"rate": 0.0, "low": 0.0, "high": 1.0},
-                    **shared,
+                    same=same, **shared,
                 ),
             ]  # fmt: skip
     return found
@@ -159,15 +161,16 @@ def tradeoff(found: Sequence[Point], scheme: Scheme) -> str:
                 .mark_point(filled=filled, size=70 if filled else 45, opacity=1, strokeWidth=1.5)
                 .encode(x="x:Q", y="y:Q", color=color, shape=alt.Shape("shape:N", scale=None))
             )
-    for label in _labels(found):
+    labels = _labels(found)
+    for align in dict.fromkeys(label["align"] for label in labels):
+        rows = [
+            {**label, "color": ink[label["ink"]]} for label in labels if label["align"] == align
+        ]
         layers.append(
-            alt.Chart(_data([label]))
-            .mark_text(
-                align=label["align"], dx=label["dx"], dy=label["dy"], fontSize=11,
-                fontWeight=label["weight"], color=ink[label["ink"]],
-            )
-            .encode(x="x:Q", y="y:Q", text="text:N")
-        )  # fmt: skip
+            alt.Chart(_data(rows))
+            .mark_text(align=align, fontSize=11, fontWeight="bold")
+            .encode(x="x:Q", y="y:Q", text="text:N", color=color)
+        )
     return _svg(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), scheme)
 
 
@@ -261,7 +264,7 @@ def training(rows: Sequence[Mapping[str, float | None]], order: int, scheme: Sch
         title, unit = TRAINING[name]
         bottom = name == [*shown][-1]
         base = alt.Chart(
-            _data(values), title=alt.TitleParams(title, anchor="start", fontSize=11, offset=6)
+            _data(values), title=alt.TitleParams(title, anchor="start", frame="group", fontSize=11, offset=6)
         ).encode(
             x=alt.X(
                 "step:Q",
@@ -321,7 +324,9 @@ def curves(rows: Sequence[Mapping[str, float | None]]) -> dict[str, list[dict[st
     """Return the curves of a training.csv that have a value, in the order of the panels."""
     curves = {
         name: [
-            {"step": row["step"], "value": row[name]} for row in rows if row.get(name) is not None
+            {"step": row["step"], "value": row[name]}
+            for row in rows
+            if row.get(name) is not None and (row.get("negative_mass") or name not in NEGATIVE)
         ]
         for name in TRAINING
     }
@@ -338,14 +343,15 @@ def _labels(found: Sequence[Point]) -> list[dict[str, Any]]:
     Each takes the first free place around its point; the widths are those of the font, roughly.
     """
     several = len({p.detector for p in found}) > 1
-    spots = {(p.rate["rate"] * WIDTH, (1 - p.same["rate"]) * HEIGHT) for p in found}
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
-    labels: dict[tuple[str, float, float], dict[str, Any]] = {}
+    spots: dict[tuple[float, float], dict[str, bool]] = {}
     for p in found:
-        x, y = p.rate["rate"] * WIDTH, (1 - p.same["rate"]) * HEIGHT
+        at = p.rate["rate"] * WIDTH, (1 - p.same["rate"]) * HEIGHT
         text = f"{p.label} {p.detector}" if several and p.kind == "round" else p.label
-        if (text, x, y) in labels:
-            continue
+        spots.setdefault(at, {})[text] = p.kind == "round"
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
+    labels = []
+    for (x, y), texts in spots.items():
+        text = ", ".join(texts)
         wide = 6.3 * len(text)
         best = None
         for dx, dy, align in [
@@ -361,13 +367,18 @@ def _labels(found: Sequence[Point]) -> list[dict[str, Any]]:
             if best is None or cost < best[0]:
                 best = (cost, dx, dy, align, box)
         assert best is not None
-        taken.append(best[4])
-        labels[text, x, y] = {
-            "x": p.rate["rate"], "y": p.same["rate"], "text": text, "dx": best[1], "dy": best[2],
-            "align": best[3], "ink": "text" if p.kind == "round" else "quiet",
-            "weight": "bold" if p.kind == "round" else "normal",
-        }  # fmt: skip
-    return list(labels.values())
+        _, dx, dy, align, box = best
+        taken.append(box)
+        labels.append(
+            {
+                "x": (x + dx) / WIDTH,
+                "y": 1 - (y + dy) / HEIGHT,
+                "text": text,
+                "align": align,
+                "ink": "text" if any(texts.values()) else "quiet",
+            }
+        )
+    return labels
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:

@@ -171,7 +171,9 @@ def _pictures(
     """Write the pictures, light and dark; return what a page says of each."""
     models = list(dict.fromkeys(row["model"] for row in data["rows"]))
     found: dict[str, list[dict[str, Any]]] = {"tradeoff": [], "flags": [], "training": []}
-    for name in dict.fromkeys(row["prompt_set"] for row in data["rows"]):
+    learned = {name for round_ in data["rounds"] for name in round_["learned"]}
+    sets = dict.fromkeys(row["prompt_set"] for row in data["rows"])
+    for name in sorted(sets, key=lambda name: name not in learned):
         points = charts.points(data["rounds"], name)
         points += charts.experiment_points(experiments, name)
         if points:
