@@ -30,10 +30,10 @@ def obeyed(folder: Path, redacting: Mapping[str, Detect]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for path in sorted(folder.glob("*.yaml")):
-        for key, value in _flat(load_yaml(path)):
-            text = _text(value)
+        for key, value in flat(load_yaml(path)):
+            said = text(value)
             hidden = key[-1] not in SHOWN and {*key} & redacting.keys() and {*key} & SECTIONS
-            found[".".join([path.stem, *key])] = blot(text) if hidden else text
+            found[".".join([path.stem, *key])] = blot(said) if hidden else said
     return dict(zip(found, _blotted([*found.values()], redacting), strict=True))
 
 
@@ -83,22 +83,24 @@ def training(path: Path) -> list[dict[str, float | None]]:
         ) from error
 
 
-def _flat(value: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def flat(value: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the leaves of nested params: {"a": {"b": 1}} gives (("a", "b"), 1)."""
     if isinstance(value, Mapping) and value:
         for name, below in value.items():
-            yield from _flat(below, (*key, str(name)))
+            yield from flat(below, (*key, str(name)))
     elif isinstance(value, list) and value and isinstance(value[0], Mapping):
         for number, below in enumerate(value):
-            yield from _flat(below, (*key, str(number)))
+            yield from flat(below, (*key, str(number)))
     elif not (isinstance(value, Mapping | list) and not value):
         yield key, value
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """Return a param as a table shows it."""
     if value is None:
         return NOT_SET
     if isinstance(value, list):
-        return ", ".join(map(_text, value))
+        return ", ".join(map(text, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
