@@ -9,6 +9,7 @@ those of Okabe and Ito, which colour-blind people can tell apart; shapes and das
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -90,9 +91,7 @@ def points(rounds: Iterable[Mapping[str, Any]], prompt_set: str) -> list[Point]:
     return found
 
 
-def experiment_points(
-    experiments: Iterable[Mapping[str, Any]], prompt_set: str
-) -> list[Point]:
+def experiment_points(experiments: Iterable[Mapping[str, Any]], prompt_set: str) -> list[Point]:
     """Return where DVC experiments ended: their last round, under their own names."""
     return [
         replace(point, label=experiment["name"], kind="experiment")
@@ -127,14 +126,19 @@ def tradeoff(found: Sequence[Point], scheme: Scheme) -> str:
     started = [{**r, "filled": p.kind != "start"} for r, p in zip(rows, found, strict=True)]
     moves = [
         {**end, "from_x": start["x"], "from_y": start["y"]}
-        for (start, end), p in zip(zip(rows, rows[1:], strict=False), found, strict=False)
+        for (start, end), p in zip(itertools.pairwise(rows), found, strict=False)
         if p.kind == "start"
     ]
     x = alt.X("x:Q", scale=scale, axis=percent, title="Flagged answers (less is better)")
     y = alt.Y("y:Q", scale=scale, axis=percent, title="Clean answers left as they were")
     color = alt.Color("color:N", scale=None)
     ideal = alt.Chart(_data([{"x": 0, "y": 1}])).mark_point(
-        shape="circle", size=520, stroke=ink["ideal"], strokeDash=[3, 2], strokeWidth=1.5, clip=False
+        shape="circle",
+        size=520,
+        stroke=ink["ideal"],
+        strokeDash=[3, 2],
+        strokeWidth=1.5,
+        clip=False,
     )
     word = alt.Chart(_data([{"x": 0, "y": 1}])).mark_text(
         text="ideal: nothing flagged, nothing else changed", color=ink["ideal"], align="left",
@@ -146,12 +150,12 @@ def tradeoff(found: Sequence[Point], scheme: Scheme) -> str:
         alt.Chart(_data(moves))
         .mark_rule(strokeWidth=1.25, strokeDash=[2, 3], opacity=0.8)
         .encode(x="from_x:Q", y="from_y:Q", x2="x", y2="y", color=color),
-        alt.Chart(_data(rows)).mark_rule(strokeWidth=1.5, opacity=0.65).encode(
-            x="x_low:Q", x2="x_high", y="y:Q", color=color
-        ),
-        alt.Chart(_data(rows)).mark_rule(strokeWidth=1.5, opacity=0.65).encode(
-            x="x:Q", y="y_low:Q", y2="y_high", color=color
-        ),
+        alt.Chart(_data(rows))
+        .mark_rule(strokeWidth=1.5, opacity=0.65)
+        .encode(x="x_low:Q", x2="x_high", y="y:Q", color=color),
+        alt.Chart(_data(rows))
+        .mark_rule(strokeWidth=1.5, opacity=0.65)
+        .encode(x="x:Q", y="y_low:Q", y2="y_high", color=color),
     ]
     for filled in (False, True):
         chosen = [row for row in started if row["filled"] is filled]
@@ -186,9 +190,10 @@ def flag_rates(rows: Sequence[Mapping[str, Any]], models: Sequence[str], scheme:
 
     names = list(dict.fromkeys(row["detector"] for row in rows))
     step = min(0.12, 0.5 / max(len(names), 1))
+    beside = {name: (n - (len(names) - 1) / 2) * step for n, name in enumerate(names)}
     placed = [
         {
-            "x": models.index(row["model"]) + (names.index(row["detector"]) - (len(names) - 1) / 2) * step,
+            "x": models.index(row["model"]) + beside[row["detector"]],
             "detector": row["detector"], "y": row["flag_rate"],
             "low": row["low"], "high": row["high"],
         }
@@ -264,12 +269,15 @@ def training(rows: Sequence[Mapping[str, float | None]], order: int, scheme: Sch
         title, unit = TRAINING[name]
         bottom = name == [*shown][-1]
         base = alt.Chart(
-            _data(values), title=alt.TitleParams(title, anchor="start", frame="group", fontSize=11, offset=6)
+            _data(values),
+            title=alt.TitleParams(title, anchor="start", frame="group", fontSize=11, offset=6),
         ).encode(
             x=alt.X(
                 "step:Q",
                 scale=alt.Scale(domain=[0, last], nice=False),
-                axis=alt.Axis(title="Training step" if bottom else None, labels=bottom, tickCount=6),
+                axis=alt.Axis(
+                    title="Training step" if bottom else None, labels=bottom, tickCount=6
+                ),
             ),
             y=alt.Y(
                 "value:Q",

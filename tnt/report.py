@@ -197,7 +197,7 @@ def _pictures(
 def _written(
     drawn: Mapping[charts.Scheme, str], folder: Path, stem: str, title: str, alt: str
 ) -> dict[str, Any]:
-    files = {}
+    files: dict[str, Any] = {}
     for scheme, svg in drawn.items():
         files[scheme] = f"{folder.name}/{stem}-{scheme}.svg"
         write_text(svg, folder.parent / files[scheme])

@@ -23,11 +23,10 @@ def share(value: float) -> str:
 
     0.128 is "13%", 0.004 "under 1%", 0.998 "over 99%".
     """
-    if 0 < value < 0.005:
+    said = f"{value:.0%}"
+    if said == "0%" and value > 0:
         return "under 1%"
-    if 0.995 <= value < 1:
-        return "over 99%"
-    return f"{value:.0%}"
+    return "over 99%" if said == "100%" and value < 1 else said
 
 
 def direction(change: Mapping[str, Any]) -> str:

@@ -233,22 +233,24 @@ def _with_changes(
     """Return the rows, each with its paired test against the model's parent; None for the base."""
     found = []
     for row in rows:
-        of_set, keys = {}, {}
-        for model in (parents.get(row["model"]), row["model"]):
-            if model is not None:
-                of_set[model] = [
-                    c for c in completions[model] if c.prompt_set == row["prompt_set"]
-                ]
-                keys[model] = {
-                    (f.prompt_id, f.sample)
-                    for f in flags[model]
-                    if f.detector == row["detector"]
-                }
         change = None
-        if len(of_set) == 2:
-            change = metrics.change(*of_set.values(), *keys.values())
+        if parent := parents.get(row["model"]):
+            change = metrics.change(
+                _of_set(row, completions[parent]),
+                _of_set(row, completions[row["model"]]),
+                _flagged(row, flags[parent]),
+                _flagged(row, flags[row["model"]]),
+            )
         found.append({**row, "change": change})
     return found
+
+
+def _of_set(row: dict[str, Any], completions: list[Completion]) -> list[Completion]:
+    return [c for c in completions if c.prompt_set == row["prompt_set"]]
+
+
+def _flagged(row: dict[str, Any], flags: list[Flag]) -> set[metrics.Key]:
+    return {(f.prompt_id, f.sample) for f in flags if f.detector == row["detector"]}
 
 
 def _pairs(
