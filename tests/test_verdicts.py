@@ -44,7 +44,8 @@ def test_a_rise_is_called_one_also_where_nothing_was_trained_on():
     risen = of_set(rate(3, 100), rate(15, 100), rate(90, 97))
     assert verdicts.sentence(round_({"questions": risen}, [])) == (
         "r1: boilerplate in questions (nothing trained on) rose from 3% to 15% (95% interval 7% to "
-        "21%); questions hardly changed (93% of those that were fine before word for word the same)."
+        "21%); questions hardly changed (93% of those that were fine before word for word the "
+        "same)."
     )
 
 

@@ -1,4 +1,4 @@
-"""The Jinja environment of every HTML page: style and scripts are inlined, and nothing else may run."""
+"""The Jinja environment of every HTML page: style and scripts inlined, nothing else may run."""
 
 from __future__ import annotations
 
