@@ -202,15 +202,14 @@ class Page(HTMLParser):
 
 OURS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "a", "b", "ul", "li",
-    "table", "tr", "th", "td", "mark", "header", "nav", "main", "footer", "section", "article", "h3",
-    "div", "span", "small", "code", "pre", "caption", "thead", "tbody", "details", "summary", "figure",
-    "figcaption", "picture", "source", "img",
+    "table", "tr", "th", "td", "mark", "header", "nav", "main", "footer", "section", "article",
+    "h3", "div", "span", "small", "code", "pre", "dl", "dt", "dd", "caption", "thead", "tbody",
+    "details", "summary", "figure", "figcaption", "picture", "source", "img",
 }  # fmt: skip
-
-
 ATTRIBUTES = {
-    "lang", "charset", "name", "content", "class", "href", "title", "http-equiv", "id", "aria-label",
-    "aria-labelledby", "tabindex", "role", "scope", "media", "srcset", "src", "alt", "width", "height",
+    "lang", "charset", "name", "content", "class", "href", "title", "http-equiv", "id", "alt",
+    "aria-label", "aria-labelledby", "tabindex", "role", "scope", "media", "srcset", "src",
+    "width", "height",
 }  # fmt: skip
 OF_LABEL_STUDIO = {"View", "Style", "Header", "Text", "Labels", "Label"}
 

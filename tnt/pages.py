@@ -1,4 +1,4 @@
-"""The Jinja environment of every HTML page: style and scripts inlined, nothing else may run."""
+"""The Jinja environment of every HTML page: styles and scripts inlined, and nothing else runs."""
 
 from __future__ import annotations
 
