@@ -121,7 +121,7 @@ def test_index_escapes_and_links_every_round(tmp_path):
     assert 'href="r1.html"' in index
     assert 'href="r2.html"' in index
     assert "r1: d&lt;i&gt; in replies fell from 50% to 10% (95% interval 10% to 90%)" in index
-    assert "Gate failed: too &lt;much&gt;." in index
+    assert "<b>Gate failed:</b> too &lt;much&gt;." in index
     assert "25.0%" in index  # of the probe
     assert "&lt;test&gt;" in index
     assert f'title="{"ab" * 32}">abababababab<' in index
