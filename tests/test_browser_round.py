@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from test_report import PAIRED, data, page
 
 from tnt import artifacts, examples, report
 from tnt.records import Completion, Flag
@@ -78,14 +80,10 @@ def rate(flagged, total):
 
 
 def page_of(rows, name, parent):
-    of_set = {
-        "detectors": {"boilerplate": {"before": rate(5, 10), "after": rate(1, 10)}},
-        "clean_unchanged": rate(3, 4),
-        "similarity_clean": {"bleu": 98.5, "rouge_l": None},
-        "divergence": {"forward": 0.0125, "negative_mass": None},
-    }
+    fell = {"before": rate(5, 10), "after": rate(1, 10), "change": PAIRED}
+    of_set = {**page([]).metrics["sets"]["replies"], "detectors": {"boilerplate": fell}}
     metrics = {
-        "learned": {"boilerplate": {"before": rate(5, 10), "after": rate(1, 10)}},
+        "learned": {"boilerplate": fell},
         "sets": dict.fromkeys(SETS, of_set),
         "gate": {"passed": False, "reasons": "too <much>"},
     }
@@ -120,8 +118,7 @@ def folder(tmp_path_factory):
         page_of(hostile(), "r2", "r1"),
         page_of(made(5000), "r3", "r2"),
     ]
-    context = {"rows": [], "probe": {}, "split": "test", "validated": []}
-    report.write(pages, context, folder)
+    report.write(pages, data(pages), folder)
     return folder
 
 
@@ -429,11 +426,10 @@ def test_what_is_redacted_is_nowhere_in_the_folder(tmp_path):
     flags = find_flags(hiding, rows)
     hidden = redacted(hiding, rows)
     pairs = examples.pair(hidden, hidden, flags, flags)
-    page = page_of(pairs, "r1", "base")
-    page.looked_for.append("names")
-    context = {"rows": [], "probe": {}, "split": "test", "validated": []}
-    report.write([page], context, tmp_path / "report")
-    for file in (tmp_path / "report").iterdir():
+    shown = page_of(pairs, "r1", "base")
+    shown.looked_for.append("names")
+    report.write([shown], data([shown]), tmp_path / "report")
+    for file in filter(Path.is_file, (tmp_path / "report").rglob("*")):
         text = file.read_text(encoding="utf-8")
         assert "secret" not in text.lower()
         assert (BLOT * 6 in text) == (file.stem == "r1")

@@ -1,7 +1,7 @@
 r"""Stage `compare`: every detector over every model, side by side.
 
-    python -m tnt.stages.compare data/prepared data/evaluations data/rounds data/report \
-        data/metrics.json data/rounds.csv data/resolved/base/compare.yaml
+    python -m tnt.stages.compare data/prepared data/evaluations data/rounds data/resolved \
+        data/report data/metrics.json data/rounds.csv data/resolved/base/compare.yaml
 
 Runs all detectors that any round names over all models' test completions, so that a later round
 which undoes an earlier one shows. Needs no model.
@@ -14,15 +14,26 @@ import io
 import json
 import shutil
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from tnt import artifacts, detectors, examples, expectations, metrics, probe, report, validation
+from tnt import (
+    artifacts,
+    detectors,
+    examples,
+    expectations,
+    metrics,
+    probe,
+    provenance,
+    report,
+    validation,
+)
 from tnt.detectors import DetectorsParams
 from tnt.layout import BASE, foreign
-from tnt.params import STRICT
+from tnt.params import STRICT, load_yaml
 from tnt.prompts import normalised
 from tnt.records import Completion, Flag, Prompt, Split
 from tnt.runs import command
@@ -53,6 +64,7 @@ def compare(
     prepared_path: Path,
     evaluations_path: Path,
     rounds_path: Path,
+    resolved_path: Path,
     report_path: Path,
     metrics_path: Path,
     table_path: Path,
@@ -97,16 +109,32 @@ def compare(
         for name, parent in params.rounds.items()
     ]
     folders = (prepared_path, evaluations_path, rounds_path)
-    context = {
-        "rows": rows,
-        "probe": probed,
+    data = {
+        "rounds": [
+            {
+                "name": name,
+                "parent": parent,
+                "detectors": params.trained[name],
+                "learned": load_yaml(resolved_path / name / "evaluate.yaml").get("learned", []),
+                "metrics": measured[name],
+                "training": provenance.training(rounds_path / name / "training.csv"),
+            }
+            for name, parent in params.rounds.items()
+        ],
+        "rows": _with_changes(rows, params.rounds, completions, flags),
+        "probe": {name: asdict(rate) for name, rate in probed.items()},
         "split": params.split,
         "validated": _validated(
             *table_path.parent.glob(f"*{validation.SUFFIX}"),
             *(p for folder in folders for p in folder.rglob(f"*{validation.SUFFIX}")),
         ),
+        "params": {
+            name: provenance.obeyed(resolved_path / name, redacting) for name in params.rounds
+        },
+        "base": provenance.obeyed(resolved_path / BASE, redacting),
+        "hashes": provenance.hashes(folders),
     }
-    report.write(pages, context, report_path)
+    report.write(pages, metrics.rounded(data), report_path)
     table = _csv(rows)
     artifacts.write_text(table, report_path / "rounds.csv")
     artifacts.write_text(table, table_path)
@@ -203,6 +231,35 @@ def _rows(
                     }
                 )
     return rows
+
+
+def _with_changes(
+    rows: list[dict[str, Any]],
+    parents: dict[str, str],
+    completions: dict[str, list[Completion]],
+    flags: dict[str, list[Flag]],
+) -> list[dict[str, Any]]:
+    """Return the rows, each with its paired test against the model's parent; None for the base."""
+    found = []
+    for row in rows:
+        change = None
+        if parent := parents.get(row["model"]):
+            change = metrics.change(
+                _of_set(row, completions[parent]),
+                _of_set(row, completions[row["model"]]),
+                _flagged(row, flags[parent]),
+                _flagged(row, flags[row["model"]]),
+            )
+        found.append({**row, "change": change})
+    return found
+
+
+def _of_set(row: dict[str, Any], completions: list[Completion]) -> list[Completion]:
+    return [c for c in completions if c.prompt_set == row["prompt_set"]]
+
+
+def _flagged(row: dict[str, Any], flags: list[Flag]) -> set[metrics.Key]:
+    return {(f.prompt_id, f.sample) for f in flags if f.detector == row["detector"]}
 
 
 def _latest(
