@@ -76,7 +76,7 @@ def test_two_rounds_end_to_end(kind, request):
         assert len(numbers(metrics)) > 100
         assert all(math.isfinite(number) for number in numbers(metrics))
         assert metrics["gate"] == {"passed": True, "reasons": ""}
-        assert ">fixed<" in project.read(f"data/report/{name}.html")
+        assert '"kind":"fixed"' in project.read(f"data/report/{name}.html")
     assert metrics["learned"]["boilerplate"]["after"]["rate"] <= 0.1  # r1's fix outlives r2
     assert "r2.html" in project.read("data/report/index.html")
     assert project.json("data/metrics.json")["round"] == "r2"
