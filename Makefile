@@ -10,7 +10,7 @@ BIN := .venv/bin
 # Stages run as `python -m ...`: dvc takes it from PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro serve test lint lock
+.PHONY: repro serve test lint lock pictures
 
 repro: .venv/ready
 	tnt check
@@ -22,6 +22,13 @@ serve: .venv/ready
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 pytest -q --numprocesses 2 --dist loadfile
+
+# What the README shows, of the report that is in data/report/.
+pictures: | docs/pictures
+	cp data/report/pictures/tradeoff-replies-*.svg data/report/pictures/flags-replies-*.svg docs/pictures/
+
+docs/pictures:
+	mkdir -p $@
 
 lint: .venv/ready
 	ruff check .

@@ -25,6 +25,7 @@ T5-base and SmolLM2-135M, and the share of what the card reaches in one large ma
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import ctypes
 import importlib.util
@@ -211,7 +212,7 @@ def our_trainer(model: Any, rows: list[Any], arguments: Any, *, cached: bool) ->
     if cached:
         size = arguments.per_device_train_batch_size
         folder = Path(arguments.output_dir)
-        batches = [range(i, i + size) for i in range(0, len(rows), size)]
+        batches = [range(len(rows))[i : i + size] for i in range(0, len(rows), size)]
         states = originals.cache(model, rows, batches, folder, autocast=autocast)
 
         def original(numbers: list[int], batch: Any) -> Any:
@@ -384,8 +385,9 @@ class Worker:
         """Let it take a step; return what that took."""
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it ended: its output says why
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith('{"cpu"'):
                 found: dict[str, float] = json.loads(line)

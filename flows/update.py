@@ -110,7 +110,9 @@ def push_all() -> None:
 @task(name="pages", cache_policy=NO_CACHE)
 def leave_pages(said: str) -> None:
     """Leave the run's result, the table of rounds, the last change and the report in the UI."""
-    create_markdown_artifact(said, key="result", description="What the run did.")
+    link = _report_link()
+    told = f"{said}\n\n[The report]({link})\n" if link else said
+    create_markdown_artifact(told, key="result", description="What the run did.")
     create_table_artifact(
         [{k: str(v) for k, v in asdict(entry).items()} for entry in history.log()],
         key="rounds",
@@ -123,10 +125,16 @@ def leave_pages(said: str) -> None:
             key="changes",
             description=f"What {evaluated[-1]} changed from its parent, on the test prompts.",
         )
-    if (layout.REPORT / "index.html").is_file():
-        where = os.environ.get(REPORT_URL) or (Path.cwd() / layout.REPORT).as_uri()
-        link = f"{where.rstrip('/')}/index.html"
+    if link:
         create_link_artifact(link, key="report", link_text="The report", description=link)
+
+
+def _report_link() -> str | None:
+    """Return where the report is: served, or else a file; None if there is none yet."""
+    if not (layout.REPORT / "index.html").is_file():
+        return None
+    where = os.environ.get(REPORT_URL) or (Path.cwd() / layout.REPORT).as_uri()
+    return f"{where.rstrip('/')}/index.html"
 
 
 def _changes(name: str) -> Iterator[dict[str, str]]:

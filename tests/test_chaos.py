@@ -106,11 +106,11 @@ def test_a_byte_more_is_a_difference(chaos, project: Project, name):
 
 
 @pytest.mark.slow
-def test_killed_runs_end_whole_and_the_next_recovers(tmp_path: Path):
+def test_a_killed_run_ends_whole_and_the_next_recovers(tmp_path: Path):
+    """One kill; docs/robustness.md has twenty."""
     report = tmp_path / "report.json"
-    command = [sys.executable, str(CHAOS), "--kills", "3", "--json", str(report)]
+    command = [sys.executable, str(CHAOS), "--kills", "1", "--json", str(report)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    kills = json.loads(report.read_text(encoding="utf-8"))["kills"]
-    assert len({kill["kind"] for kill in kills}) == 3
-    assert [kill["faults"] for kill in kills] == [[], [], []]
+    [kill] = json.loads(report.read_text(encoding="utf-8"))["kills"]
+    assert kill["faults"] == []

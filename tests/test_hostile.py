@@ -6,13 +6,14 @@ No stage takes it for code, for a path or for the end of something, and no error
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
 import tiny
 
-from tnt import annotate, artifacts, detectors, masking, metrics, prompts, report
+from tnt import annotate, artifacts, detectors, examples, masking, metrics, prompts
 from tnt.batching import collate
 from tnt.detectors import phrases
 from tnt.detectors.span import Span
@@ -147,7 +148,8 @@ def test_flags_of_two_detectors_that_overlap_make_one_mask():
     assert mask == alone
     rate = metrics.flag_rate([row], {(f.prompt_id, f.sample) for f in found})
     assert (rate.flagged, rate.total) == (1, 1)
-    assert [piece for piece, _ in report.marked(row.text, found)] == ["sor", "r", "y", ", n", "o."]
+    pieces = [piece.text for piece in examples.cut(row.text, found)]
+    assert pieces == ["sor", "r", "y", ", n", "o."]
 
 
 def run(project, *stages):
@@ -171,7 +173,7 @@ def test_a_round_in_which_everything_is_flagged_goes_through(project):
         assert of_set["divergence"]["forward"] is None
         assert of_set["divergence"]["kept_tokens"] == 0
     assert "clean" not in found["gate"]["reasons"]
-    assert "of the 0 replies" in project.read("data/report/index.html")
+    assert "no replies were fine before" in project.read("data/report/index.html")
 
 
 class Page(HTMLParser):
@@ -202,20 +204,31 @@ class Page(HTMLParser):
 
 OURS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "a", "b", "ul", "li",
-    "table", "tr", "th", "td", "mark",
+    "table", "tr", "th", "td", "mark", "header", "nav", "main", "footer", "section", "article",
+    "h3", "div", "span", "small", "code", "pre", "dl", "dt", "dd", "caption", "thead", "tbody",
+    "details", "summary", "figure", "figcaption", "picture", "source", "img", "abbr", "strong",
+    "em", "del", "ins", "kbd", "form", "fieldset", "legend", "label", "input", "select", "option",
+    "button", "noscript", "script",
 }  # fmt: skip
-
-
+ATTRIBUTES = {
+    "lang", "charset", "name", "content", "class", "href", "title", "http-equiv", "id", "alt",
+    "aria-label", "aria-labelledby", "tabindex", "role", "scope", "media", "srcset", "src",
+    "width", "height", "aria-live", "autocomplete", "checked", "data-after", "data-before",
+    "data-kind", "download", "hidden", "placeholder", "rel", "rowspan", "spellcheck", "type",
+    "value",
+}  # fmt: skip
 OF_LABEL_STUDIO = {"View", "Style", "Header", "Text", "Labels", "Label"}
 
 
 def pages(project):
     folder = project.path / "data/report"
-    found = {p.name: Page(p.read_text(encoding="utf-8")) for p in folder.glob("*.html")}
+    sources = {p.name: p.read_text(encoding="utf-8") for p in folder.glob("*.html")}
+    found = {name: Page(source) for name, source in sources.items()}
     assert len(found) == 3
-    for page in found.values():
+    for name, page in found.items():
+        assert sources[name].count("<script") == (0 if name == "index.html" else 2)
         assert page.elements <= OURS
-        assert page.attributes <= {"lang", "charset", "name", "content", "class", "href", "title"}
+        assert page.attributes <= ATTRIBUTES
     return found
 
 
@@ -238,12 +251,15 @@ def test_hostile_completions_and_detectors_are_text_in_the_report(project):
     project.write("data/resolved/base/compare.yaml", dump_yaml(values))
     [*run(project, "compare")]
     found = pages(project)
-    texts = {text for page in found.values() for text in page.texts}
-    assert f"{MARKUP}?" in texts  # an input
-    assert f"{MARKUP} fine" in texts  # an answer without a flag
-    assert f"{MARKUP} " in texts  # what stands before a flag
-    assert f"{MARKUP} [x]" in texts  # a detector, in the table of all
-    assert f"{MARKUP} [x], boilerplate" in found["r1.html"].titles  # and where it flagged
+    assert f"{MARKUP} [x]" in {text for page in found.values() for text in page.texts}
+    source = project.read("data/report/r1.html")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', source, re.DOTALL)[1])
+    assert data["detectors"] == ["boilerplate", f"{MARKUP} [x]"]
+    for row in data["examples"]:
+        assert row["input"] == f"{MARKUP}?"
+        assert "".join(p if isinstance(p, str) else p[0] for p in row["after"]) == f"{MARKUP} fine"
+        flagged = [p for p in row["before"] if not isinstance(p, str) and p[2:]]
+        assert [(p[0], p[2:]) for p in flagged] == [("sorry", [1, 0])]
 
 
 def fields(row):

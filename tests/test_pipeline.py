@@ -76,7 +76,7 @@ def test_two_rounds_end_to_end(kind, request):
         assert len(numbers(metrics)) > 100
         assert all(math.isfinite(number) for number in numbers(metrics))
         assert metrics["gate"] == {"passed": True, "reasons": ""}
-        assert ">fixed<" in project.read(f"data/report/{name}.html")
+        assert '"kind":"fixed"' in project.read(f"data/report/{name}.html")
     assert metrics["learned"]["boilerplate"]["after"]["rate"] <= 0.1  # r1's fix outlives r2
     assert "r2.html" in project.read("data/report/index.html")
     assert project.json("data/metrics.json")["round"] == "r2"
@@ -241,7 +241,7 @@ def test_a_killed_training_ends_in_the_same_bytes(project):
     subprocess.run(command, check=True, **there)
     for again, whole in (("r1", "data/models/r1"), ("training.csv", "data/rounds/r1/training.csv")):
         assert sha256_of(project.path / "again" / again) == sha256_of(project.path / whole)
-    assert not list(project.path.glob("work/r1/*"))
+    assert [path.name[:9] for path in project.path.glob("work/r1/*")] == ["original-"]
 
 
 def test_rounds_are_added_and_removed_with_the_comments_kept(project):

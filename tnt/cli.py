@@ -77,6 +77,21 @@ def docs() -> None:
     print(f"Open {datadocs.build()}.")
 
 
+@app.command()
+def report(
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Write the report to work/report/, with run times, revision, versions and experiments."""
+    import webbrowser
+
+    from tnt import local_report
+
+    page = local_report.build().resolve().as_uri()
+    print(page)
+    if open_it and not webbrowser.open(page):
+        print("No browser could be started. Open the address above.", file=sys.stderr)
+
+
 @rounds_app.command("list")
 def list_rounds() -> None:
     """Show the rounds: parent, detectors, prompts, whether accepted."""

@@ -43,7 +43,7 @@ def _imported(file: Path, root: Path) -> Iterator[str]:
     yield ".".join(package)
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except (SyntaxError, ValueError) as error:  # not UTF-8, or null bytes
         raise ValueError(f"{file} is no Python that can be read ({error}). Correct it.") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -1,7 +1,7 @@
 r"""Stage `compare`: every detector over every model, side by side.
 
-    python -m tnt.stages.compare data/prepared data/evaluations data/rounds data/report \
-        data/metrics.json data/rounds.csv data/resolved/base/compare.yaml
+    python -m tnt.stages.compare data/prepared data/evaluations data/rounds data/resolved \
+        data/report data/metrics.json data/rounds.csv data/resolved/base/compare.yaml
 
 Runs all detectors that any round names over all models' test completions, so that a later round
 which undoes an earlier one shows. Needs no model.
@@ -13,16 +13,27 @@ import csv
 import io
 import json
 import shutil
-from collections import defaultdict
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from tnt import artifacts, detectors, expectations, metrics, probe, report, validation
+from tnt import (
+    artifacts,
+    detectors,
+    examples,
+    expectations,
+    metrics,
+    probe,
+    provenance,
+    report,
+    validation,
+)
 from tnt.detectors import DetectorsParams
 from tnt.layout import BASE, foreign
-from tnt.params import STRICT
+from tnt.params import STRICT, load_yaml
 from tnt.prompts import normalised
 from tnt.records import Completion, Flag, Prompt, Split
 from tnt.runs import command
@@ -53,6 +64,7 @@ def compare(
     prepared_path: Path,
     evaluations_path: Path,
     rounds_path: Path,
+    resolved_path: Path,
     report_path: Path,
     metrics_path: Path,
     table_path: Path,
@@ -90,21 +102,39 @@ def compare(
             parent=parent,
             detectors=params.trained[name],
             metrics=measured[name],
-            pairs=_pairs(shown[parent], shown[name], flags[parent], flags[name]),
+            examples=examples.pair(shown[parent], shown[name], flags[parent], flags[name]),
+            looked_for=list(found),
+            learned_from=_learned_from(rounds_path / name / "prompts.parquet"),
         )
         for name, parent in params.rounds.items()
     ]
     folders = (prepared_path, evaluations_path, rounds_path)
-    context = {
-        "rows": rows,
-        "probe": probed,
+    data = {
+        "rounds": [
+            {
+                "name": name,
+                "parent": parent,
+                "detectors": params.trained[name],
+                "learned": load_yaml(resolved_path / name / "evaluate.yaml").get("learned", []),
+                "metrics": measured[name],
+                "training": provenance.training(rounds_path / name / "training.csv"),
+            }
+            for name, parent in params.rounds.items()
+        ],
+        "rows": _with_changes(rows, params.rounds, completions, flags),
+        "probe": {name: asdict(rate) for name, rate in probed.items()},
         "split": params.split,
         "validated": _validated(
             *table_path.parent.glob(f"*{validation.SUFFIX}"),
             *(p for folder in folders for p in folder.rglob(f"*{validation.SUFFIX}")),
         ),
+        "params": {
+            name: provenance.obeyed(resolved_path / name, redacting) for name in params.rounds
+        },
+        "base": provenance.obeyed(resolved_path / BASE, redacting),
+        "hashes": provenance.hashes(folders),
     }
-    report.write(pages, context, report_path)
+    report.write(pages, metrics.rounded(data), report_path)
     table = _csv(rows)
     artifacts.write_text(table, report_path / "rounds.csv")
     artifacts.write_text(table, table_path)
@@ -145,6 +175,12 @@ def _learned(
         inputs = {normalised(c.input) for c in rows if c.prompt_id not in watched}
         found[name] = (tests & inputs) | found.get(parent, set())
     return found
+
+
+def _learned_from(path: Path) -> dict[str, int]:
+    """Return how many prompts of each prompt set a round learned from."""
+    asked = artifacts.read(path, Prompt)
+    return dict(Counter(p.prompt_set for p in asked if p.split == "train"))
 
 
 def _validated(*paths: Path) -> list[dict[str, Any]]:
@@ -197,16 +233,33 @@ def _rows(
     return rows
 
 
-def _pairs(
-    before: list[Completion], after: list[Completion], old: list[Flag], new: list[Flag]
-) -> list[report.Pair]:
-    answers = {(c.prompt_id, c.sample): c for c in after}
-    found: dict[tuple[str, int], tuple[list[Flag], list[Flag]]] = defaultdict(lambda: ([], []))
-    for side, flags in enumerate((old, new)):
-        for flag in flags:
-            found[flag.prompt_id, flag.sample][side].append(flag)
-    keys = [(c.prompt_id, c.sample) for c in before]
-    return [report.pair(c, answers[key], *found[key]) for c, key in zip(before, keys, strict=True)]
+def _with_changes(
+    rows: list[dict[str, Any]],
+    parents: dict[str, str],
+    completions: dict[str, list[Completion]],
+    flags: dict[str, list[Flag]],
+) -> list[dict[str, Any]]:
+    """Return the rows, each with its paired test against the model's parent; None for the base."""
+    found = []
+    for row in rows:
+        change = None
+        if parent := parents.get(row["model"]):
+            change = metrics.change(
+                _of_set(row, completions[parent]),
+                _of_set(row, completions[row["model"]]),
+                _flagged(row, flags[parent]),
+                _flagged(row, flags[row["model"]]),
+            )
+        found.append({**row, "change": change})
+    return found
+
+
+def _of_set(row: dict[str, Any], completions: list[Completion]) -> list[Completion]:
+    return [c for c in completions if c.prompt_set == row["prompt_set"]]
+
+
+def _flagged(row: dict[str, Any], flags: list[Flag]) -> set[metrics.Key]:
+    return {(f.prompt_id, f.sample) for f in flags if f.detector == row["detector"]}
 
 
 def _latest(
