@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import random_models as tiny
+import random_models
+import tiny
 import torch
 
 from tnt import artifacts
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks/study"))
 
 import choose
 import measure
+import names
 import serve
 import train
 
@@ -124,7 +126,7 @@ def test_a_seed_chooses_the_prompts(learnt_from):
 
 
 def test_a_ban_holds_for_the_next_token_only():
-    model = tiny.llama().eval()
+    model = random_models.llama().eval()
     prompt, prefix = [5, 6, 7], (8, 9)
     row = Completion("replies/a", 0, "base", "x", prompt, [8, 9, 1], "x", finished=False)
     prefixes, banned = {"replies/a": prefix}, {("replies/a", prefix): set()}
@@ -155,3 +157,40 @@ def test_every_loss_is_screened_and_seeded():
     assert {*stages["screen"]["matrix"]["loss"], "sft_clean"} == {*LOSSES}
     assert {*stages["seeds"]["matrix"]["loss"]} == {*LOSSES}
     assert 3 * len(LOSSES) <= 40
+
+
+def test_greedy_summaries_are_learnt_from_before_samples(tmp_path, monkeypatch):
+    tokenizer = tiny.tokenizer()
+    prompts = [
+        Prompt(f"summaries/{i}", "summaries", split, "Ann sold it.", "x", [1])
+        for i, split in enumerate(["train", "train", "validation"])
+    ]
+    texts = {("summaries/1", 0): "Ann sold it to Peter Olsen."}  # whom nobody named
+    completions = []
+    for prompt in prompts:
+        for sample in range(3 if prompt.split == "train" else 1):
+            text = texts.get((prompt.prompt_id, sample), "Ann sold it.")
+            ids = tokenizer(text).input_ids
+            key = (prompt.prompt_id, sample, "base", prompt.input, [1], ids, text)
+            completions.append(Completion(*key, finished=False))
+    artifacts.write(prompts, tmp_path / "prompts.parquet", Prompt)
+    artifacts.write(completions, tmp_path / "completions.parquet", Completion)
+    monkeypatch.setattr(measure, "ROUND", tmp_path)
+    monkeypatch.setattr(names, "CORPUS", tmp_path / "completions.parquet")
+    monkeypatch.setitem(names.NAMES, "samples", 2)
+    settings = {"completions": 4, "span_tokens": "first", "after_negative": "end"}
+
+    learnt, watched = names.annotated(tokenizer, settings)
+    assert [row.prompt_id for row in watched] == ["summaries/2"]
+    assert sorted((row.prompt_id, row.sample) for row in learnt) == [
+        ("summaries/0", 0), ("summaries/0", 1), ("summaries/1", 0), ("summaries/1", 1),
+    ]  # fmt: skip
+    assert {row.sample for row in learnt[:2]} == {0}
+    negative = {(r.prompt_id, r.sample): r.negative_mask for r in learnt if any(r.negative_mask)}
+    assert [*negative] == [("summaries/1", 0)]
+    # Of the flagged name, the token with which it begins.
+    assert negative["summaries/1", 0].index(True) == len("Ann sold it to ")
+    assert sum(negative["summaries/1", 0]) == 1
+
+    with pytest.raises(ValueError, match="6 completions are annotated, 7 are asked for"):
+        names.annotated(tokenizer, {**settings, "completions": 7})

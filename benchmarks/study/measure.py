@@ -39,9 +39,12 @@ def boilerplate() -> dict[str, detectors.Detect]:
     return {"boilerplate": detectors.build("boilerplate", config)}
 
 
-def flagged(completions: Sequence[Completion]) -> set[metrics.Key]:
-    """Return the keys of the completions in which something is unwanted."""
-    return {(f.prompt_id, f.sample) for f in detectors.find_flags(boilerplate(), completions)}
+def flagged(
+    completions: Sequence[Completion], found: Mapping[str, detectors.Detect] | None = None
+) -> set[metrics.Key]:
+    """Return the keys of the completions in which detectors find something: the boilerplate's."""
+    flags = detectors.find_flags(found or boilerplate(), completions)
+    return {(f.prompt_id, f.sample) for f in flags}
 
 
 def asked(size: Mapping[str, Any], tokenizer: Any) -> list[Prompt]:
@@ -62,15 +65,19 @@ def answers(model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> list[Complet
     return sampling.complete(model, tokenizer, asked, DRAW, name="study")
 
 
-def compared(before: Sequence[Completion], after: Sequence[Completion]) -> dict[str, Any]:
+def compared(
+    before: Sequence[Completion],
+    after: Sequence[Completion],
+    found: Mapping[str, detectors.Detect] | None = None,
+) -> dict[str, Any]:
     """Return, by prompt set, what the new answers are like beside the base's."""
     old = {(c.prompt_id, c.sample): c for c in before}
     by_set: dict[str, Any] = {}
     for name in sorted({c.prompt_set for c in after}):
         new = [c for c in after if c.prompt_set == name]
         base = [old[c.prompt_id, c.sample] for c in new]
-        wrong, was_wrong = flagged(new), flagged(base)
-        loops = detectors.find_flags({"loops": build_repetition(RepetitionParams())}, new)
+        wrong, was_wrong = flagged(new, found), flagged(base, found)
+        loops = flagged(new, {"loops": build_repetition(RepetitionParams())})
         clean = [
             (o.text, n.text)
             for o, n in zip(base, new, strict=True)
@@ -82,7 +89,7 @@ def compared(before: Sequence[Completion], after: Sequence[Completion]) -> dict[
             "clean_unchanged": metrics.clean_unchanged(base, new, was_wrong),
             "similarity": metrics.similarity([c.text for c in base], [c.text for c in new]),
             "similarity_clean": metrics.similarity(*map(list, zip(*clean, strict=True))),
-            "repetition": metrics.flag_rate(new, {(f.prompt_id, f.sample) for f in loops}),
+            "repetition": metrics.flag_rate(new, loops),
             **metrics.length_and_finish(new),
         }
     return metrics.rounded(by_set)

@@ -1,0 +1,48 @@
+"""What the studies' documents are made with: tables between markers, figures as SVG."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import vl_convert
+
+COLOURS = {  # Okabe and Ito's palette, grey for its yellow, and one more; shapes tell them apart
+    "tnff": ("#0072B2", "circle"),
+    "tnrr": ("#009E73", "square"),
+    "tnrf": ("#004D40", "diamond"),
+    "tnfll": ("#E69F00", "triangle-up"),
+    "tnrll": ("#CC79A7", "triangle-down"),
+    "ul": ("#D55E00", "cross"),
+    "nl": ("#999999", "triangle-left"),
+    "sft_clean": ("#000000", "triangle-right"),
+}
+"""Loss -> its colour and shape in every figure."""
+
+
+def filled(text: str, study: str, lines: Callable[[str], Iterable[str]]) -> str:
+    """Return a document with every block of a study as its results have it.
+
+    A block stands between `<!-- STUDY NAME -->` and `<!-- end -->`; `lines` gives those of a name.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        return "\n".join([match["start"], *lines(match["name"]), "<!-- end -->"])
+
+    pattern = rf"(?P<start><!-- {study} (?P<name>\w+) -->)\n.*?<!-- end -->"
+    return re.sub(pattern, block, text, flags=re.DOTALL)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """Yield the lines of a table."""
+    for row in (head, ["---"] * len(head), *rows):
+        yield "| " + " | ".join(map(str, row)) + " |"
+
+
+def svg(chart: Any) -> str:
+    """Return an Altair chart as SVG, on white."""
+    look = chart.configure(background="white", aria=False).configure_axis(
+        labelFontSize=11, titleFontSize=11
+    )
+    return vl_convert.vegalite_to_svg(look.configure_title(fontSize=11).to_json())
