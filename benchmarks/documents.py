@@ -45,4 +45,9 @@ def svg(chart: Any) -> str:
     look = chart.configure(background="white", aria=False).configure_axis(
         labelFontSize=11, titleFontSize=11
     )
-    return vl_convert.vegalite_to_svg(look.configure_title(fontSize=11).to_json())
+    drawn = vl_convert.vegalite_to_svg(look.configure_title(fontSize=11).to_json())
+    # The clips are numbered through all figures of a process: here, within one.
+    numbers = {
+        clip: str(i) for i, clip in enumerate(dict.fromkeys(re.findall(r"clip(\d+)", drawn)))
+    }
+    return re.sub(r"clip(\d+)", lambda match: f"clip{numbers[match[1]]}", drawn)

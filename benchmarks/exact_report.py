@@ -8,26 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import altair as alt
 import pandas as pd
-import vl_convert
+from documents import COLOURS, filled, markdown, svg
 
 Tables = dict[str, pd.DataFrame]
-LOSSES = {  # Okabe and Ito's palette, grey for its yellow, and one more; shapes tell them apart too
-    "tnff": ("#0072B2", "circle"),
-    "tnff_pooled": ("#56B4E9", "circle"),
-    "tnrr": ("#009E73", "square"),
-    "tnrf": ("#004D40", "diamond"),
-    "tnfll": ("#E69F00", "triangle-up"),
-    "tnrll": ("#CC79A7", "triangle-down"),
-    "ul": ("#D55E00", "cross"),
-    "nl": ("#999999", "triangle-left"),
-    "sft_clean": ("#000000", "triangle-right"),
-}
+LOSSES = COLOURS | {"tnff_pooled": ("#56B4E9", "circle")}
 BEHAVIOURS = {"token": "a token", "pair": "a pair", "context": "a token in a context"}
 IDEALS = {"token": "token_forward_kl", "sequence": "sequence_forward_kl"}
 CELL = ["behaviour", "loss", "negative_weight"]
@@ -64,11 +53,11 @@ def best_weight(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     return table.merge(best, on=CELL)
 
 
-def by_samples(tables: Tables, measure: str, *, early: bool) -> pd.DataFrame:
+def by_samples(tables: Tables, measure: str) -> pd.DataFrame:
     """Return the distances from all sizes, at the weights that `exact.py` chose for the sizes."""
     weights = tables["sizes"][CELL].drop_duplicates()
     both = pd.concat([tables["grid"].merge(weights, on=CELL), tables["sizes"]])
-    return stopped(both, measure) if early else ends(both)
+    return stopped(both, measure)
 
 
 def slopes(rows: pd.DataFrame, measure: str) -> dict[tuple[str, str], str]:
@@ -94,12 +83,6 @@ def spread_of(values: pd.Series, shape: str = "{:.3g}") -> str:
     return f"{shape.format(values.mean())} ± {shape.format(values.std())}"
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """Yield the lines of a table."""
-    for row in (head, ["---"] * len(head), *rows):
-        yield "| " + " | ".join(map(str, row)) + " |"
-
-
 def ordered(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Yield the rows of each behaviour and loss, in the order of the tables."""
     for behaviour in BEHAVIOURS:
@@ -121,15 +104,29 @@ DISTANCES = {
 
 
 def references(tables: Tables) -> Iterator[str]:
-    """Yield the table of the original, the ideals, and tnff's own limits."""
-    rows = []
-    for (behaviour, model), of_model in tables["references"].groupby(
-        ["behaviour", "model"], sort=False
-    ):
-        name = re.sub(r"(tn..)_(.*)", r"limit of `\1`, weight \2", model).replace("_", " ")
-        values = (max(of_model[d].mean(), 0.0) for d in DISTANCES)  # no round-off below 0
-        rows.append([behaviour, name, *(f"{value:.3f}" for value in values)])
-    yield from markdown(["unwanted", "model", *DISTANCES.values()], rows)
+    """Yield the table of the original and the ideals."""
+    shown = {d: name for d, name in DISTANCES.items() if not d.endswith("reverse_kl")}
+    rows = [
+        [behaviour, model.replace("_", " "), *(f"{max(found[d].mean(), 0):.3f}" for d in shown)]
+        for (behaviour, model), found in tables["references"].groupby(
+            ["behaviour", "model"], sort=False
+        )
+        if model in ("original", "token_ideal", "sequence_ideal")
+    ]
+    yield from markdown(["unwanted", "model", *shown.values()], rows)
+
+
+def limits(tables: Tables) -> Iterator[str]:
+    """Yield the unwanted mass that tnff and tnrr ask for with endless samples."""
+    means = tables["references"].groupby(["behaviour", "model"]).unwanted.mean()
+    weights = sorted(tables["grid"].negative_weight.unique())
+    rows = [
+        [behaviour, f"`{loss}`", *(f"{means[behaviour, f'{loss}_{w:g}']:.3f}" for w in weights)]
+        for behaviour in BEHAVIOURS
+        if (behaviour, "original") in means
+        for loss in ("tnff", "tnrr")
+    ]
+    yield from markdown(["unwanted", "loss", *(f"weight {w:g}" for w in weights)], rows)
 
 
 def losses(rows: pd.DataFrame) -> Iterator[str]:
@@ -147,12 +144,6 @@ def losses(rows: pd.DataFrame) -> Iterator[str]:
     yield from markdown(["unwanted", "loss", "weight", "steps", *DISTANCES.values()], found)
 
 
-def grid_end(tables: Tables) -> Iterator[str]:
-    """Yield the losses at their best weights, trained to the end."""
-    measure = IDEALS["token"]
-    yield from losses(best_weight(ends(tables["grid"]), measure))
-
-
 def grid_stopped(tables: Tables) -> Iterator[str]:
     """Yield the losses at their best weights and steps."""
     measure = IDEALS["token"]
@@ -160,8 +151,9 @@ def grid_stopped(tables: Tables) -> Iterator[str]:
 
 
 def grid_weights(tables: Tables) -> Iterator[str]:
-    """Yield the distance to the token ideal at the end of training, for every weight."""
+    """Yield, for the last behaviour, the distance to the token ideal for every weight."""
     rows = ends(tables["grid"])
+    rows = rows[rows.behaviour == rows.behaviour.iloc[-1]]
     weights = sorted(rows.negative_weight.unique())
     measure = IDEALS["token"]
     found = []
@@ -172,23 +164,23 @@ def grid_weights(tables: Tables) -> Iterator[str]:
     yield from markdown(["unwanted", "loss", *(f"weight {w:g}" for w in weights)], found)
 
 
-def sizes(ideal: str, *, early: bool) -> Callable[[Tables], Iterator[str]]:
-    """Return what yields the table of distances to an ideal by samples."""
-
-    def lines(tables: Tables) -> Iterator[str]:
-        measure = IDEALS[ideal]
-        rows = by_samples(tables, measure, early=early)
-        counts = sorted(rows.samples.unique())
-        exponents = slopes(rows, measure)
-        found = []
-        for behaviour, loss, cell in ordered(rows):
-            by_count = [cell[cell.samples == count][measure] for count in counts]
-            means = [spread_of(each) if len(each) else "" for each in by_count]
-            found.append([behaviour, f"`{loss}`", *means, exponents[behaviour, loss]])
-        names = ["expected" if n == math.inf else f"N = {n:,.0f}" for n in counts]
-        yield from markdown(["unwanted", "loss", *names, "slope"], found)
-
-    return lines
+def sizes(tables: Tables) -> Iterator[str]:
+    """Yield the distances to both ideals by samples, each stopped when nearest."""
+    rows = {ideal: by_samples(tables, measure) for ideal, measure in IDEALS.items()}
+    counts = sorted(rows["token"].samples.unique())
+    exponents = slopes(rows["token"], IDEALS["token"])
+    found = []
+    for behaviour, loss, _ in ordered(rows["token"]):
+        means = []
+        for ideal, measure in IDEALS.items():
+            of_ideal = rows[ideal]
+            cell = of_ideal[(of_ideal.behaviour == behaviour) & (of_ideal.loss == loss)]
+            mean = cell.groupby("samples")[measure].mean()
+            means += [f"{mean[n]:.3g}" if n in mean else "" for n in counts]
+        found.append([behaviour, f"`{loss}`", *means, exponents[behaviour, loss]])
+    names = ["expected" if n == math.inf else f"N = {n:,.0f}" for n in counts]
+    heads = [f"{ideal}, {name}" for ideal in IDEALS for name in names]
+    yield from markdown(["unwanted", "loss", *heads, "slope, token"], found)
 
 
 def longer(tables: Tables) -> Iterator[str]:
@@ -235,26 +227,24 @@ def orders(tables: Tables) -> Iterator[str]:
 
 
 def rounds(tables: Tables) -> Iterator[str]:
-    """Yield where both anchors stand after each round."""
-    shown = ("unwanted", "moved", "token_forward_kl")
-    found = [
-        [scenario, anchor, number, *(spread_of(rows[d]) for d in shown)]
-        for (scenario, anchor, number), rows in tables["rounds"].groupby(
-            ["scenario", "anchor", "round"], sort=False
-        )
-    ]
-    heads = [DISTANCES[d] for d in shown]
-    yield from markdown(["flagged", "anchor", "round", *heads], found)
+    """Yield the unwanted mass after each round, and where the last one ends."""
+    found = []
+    for (scenario, anchor), rows in tables["rounds"].groupby(["scenario", "anchor"], sort=False):
+        last = rows[rows["round"] == rows["round"].max()]
+        left = rows.groupby("round").unwanted.mean()
+        end = (f"{last[d].mean():.3g}" for d in ("moved", "token_forward_kl"))
+        found.append([scenario, anchor, *(f"{value:.3g}" for value in left), *end])
+    numbers = sorted(tables["rounds"]["round"].unique())
+    heads = [*(f"unwanted, round {n}" for n in numbers), "moved", "KL(token ideal)"]
+    yield from markdown(["flagged", "anchor", *heads], found)
 
 
 BLOCKS: dict[str, Callable[[Tables], Iterator[str]]] = {
     "references": references,
-    "grid_end": grid_end,
+    "limits": limits,
     "grid_stopped": grid_stopped,
     "grid_weights": grid_weights,
-    "sizes_token": sizes("token", early=True),
-    "sizes_token_end": sizes("token", early=False),
-    "sizes_sequence": sizes("sequence", early=True),
+    "sizes": sizes,
     "longer": longer,
     "orders": orders,
     "rounds": rounds,
@@ -270,22 +260,17 @@ def setup(folder: Path) -> Iterator[str]:
     found["CPU minutes"] = f"{seconds.cpu_seconds.sum() / 60:.0f}"
     for name, value in found.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        yield f"| {name.replace('_', ' ')} | {shown} |"
+        yield f"- {name.replace('_', ' ')}: {shown}"
 
 
-def filled(text: str, folder: Path) -> str:
-    """Return a document with every block as the results have it."""
+def renewed(text: str, folder: Path) -> str:
+    """Return a document with the blocks of this study as the results have them."""
     tables = read(folder)
 
-    def block(match: re.Match[str]) -> str:
-        name = match["name"]
-        lines = setup(folder) if name == "setup" else BLOCKS[name](tables)
-        if name == "setup":
-            lines = iter(["| | |", "|---|---|", *lines])
-        return "\n".join([match["start"], *lines, "<!-- end -->"])
+    def lines(name: str) -> Iterable[str]:
+        return setup(folder) if name == "setup" else BLOCKS[name](tables)
 
-    pattern = r"(?P<start><!-- exact (?P<name>\w+) -->)\n.*?<!-- end -->"
-    return re.sub(pattern, block, text, flags=re.DOTALL)
+    return filled(text, "exact", lines)
 
 
 # Figures.
@@ -330,7 +315,7 @@ def distance_by_samples(tables: Tables) -> alt.VConcatChart:
     """Return the distances to both ideals over the number of samples."""
     charts = []
     for ideal, measure in IDEALS.items():
-        rows = by_samples(tables, measure, early=True)
+        rows = by_samples(tables, measure)
         rows = rows[rows.samples < math.inf]
         rows = rows.groupby(["behaviour", "loss", "samples"], as_index=False)[measure].mean()
         marks = _of_references(tables, [measure])[measure]
@@ -462,14 +447,6 @@ FIGURES: dict[str, Callable[[Tables], alt.VConcatChart]] = {
 }
 
 
-def svg(chart: alt.VConcatChart) -> str:
-    """Return a chart as SVG, on white."""
-    look = chart.configure(background="white", aria=False).configure_axis(
-        labelFontSize=11, titleFontSize=11
-    )
-    return vl_convert.vegalite_to_svg(look.configure_title(fontSize=11).to_json())
-
-
 def document(results: Path, docs: Path) -> None:
     """Write the figures, and the tables where docs/evidence.md asks for them."""
     pictures = docs / "pictures"
@@ -479,4 +456,4 @@ def document(results: Path, docs: Path) -> None:
         (pictures / f"{name}.svg").write_text(svg(figure(tables)))
     evidence = docs / "evidence.md"
     if evidence.exists():
-        evidence.write_text(filled(evidence.read_text(), results))
+        evidence.write_text(renewed(evidence.read_text(), results))

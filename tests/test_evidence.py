@@ -22,7 +22,7 @@ def test_the_tables_are_those_of_the_results():
     text = EVIDENCE.read_text()
     named = set(re.findall(r"<!-- exact (\w+) -->", text))
     assert named == {"setup", *exact_report.BLOCKS}
-    assert exact_report.filled(text, EXACT) == text
+    assert exact_report.renewed(text, EXACT) == text
 
 
 @pytest.mark.parametrize("name", exact_report.FIGURES)
@@ -33,7 +33,7 @@ def test_the_figures_are_those_of_the_results(name):
 
 
 def test_every_measured_number_of_the_prose_stands_in_a_table():
-    text = EVIDENCE.read_text().split("## The exact answer")[1].split("\n## ")[0]
+    text = EVIDENCE.read_text().split("## 1. The exact answer")[1].split("\n## ")[0]
     block = r"<!-- exact \w+ -->\n(.*?)<!-- end -->"
     stated = {n for table in re.findall(block, text, re.DOTALL) for n in NUMBER.findall(table)}
     prose = re.sub(r"```.*?```", "", re.sub(block, "", text, flags=re.DOTALL), flags=re.DOTALL)
