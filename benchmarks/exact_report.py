@@ -258,9 +258,8 @@ def setup(folder: Path) -> Iterator[str]:
     seconds = pd.read_csv(folder / "seconds.csv")
     found["cells"] = len(seconds)
     found["CPU minutes"] = f"{seconds.cpu_seconds.sum() / 60:.0f}"
-    for name, value in found.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        yield f"- {name.replace('_', ' ')}: {shown}"
+    shown = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in found.items()}
+    yield "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in shown.items()) + "."
 
 
 def renewed(text: str, folder: Path) -> str:
