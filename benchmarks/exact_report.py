@@ -119,7 +119,8 @@ def references(tables: Tables) -> Iterator[str]:
 def limits(tables: Tables) -> Iterator[str]:
     """Yield the unwanted mass that tnff and tnrr ask for with endless samples."""
     means = tables["references"].groupby(["behaviour", "model"]).unwanted.mean()
-    weights = sorted(tables["grid"].negative_weight.unique())
+    named = means.index.unique("model")
+    weights = sorted(float(m.removeprefix("tnff_")) for m in named if m.startswith("tnff_"))
     rows = [
         [behaviour, f"`{loss}`", *(f"{means[behaviour, f'{loss}_{w:g}']:.3f}" for w in weights)]
         for behaviour in BEHAVIOURS

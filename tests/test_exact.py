@@ -256,9 +256,10 @@ def test_a_quick_run_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     of_a_cell = len(exact.QUICK.seeds) * len([c for c in (*exact.CHECKS, 12) if c <= 12])
     assert len(lines) == 1 + of_a_cell * len(exact.VARIANTS)
     (results / "longer.csv").write_text("".join(lines[:-of_a_cell]))
+    monkeypatch.setattr(exact, "document", lambda *_: None)
     exact.main()
     for path in named:
-        if path.stem != "seconds":
+        if path.suffix == ".csv" and path.stem != "seconds":
             assert path.read_text() == first[path.name], path.name
 
 
