@@ -250,8 +250,7 @@ def test_address_holds_the_view_and_one_example(visit, records):
     page.fill("#query", "shop & #1%?")
     assert shown(page) == []
     page.fill("#query", "opens at")
-    address = page.url.rpartition("/")[2]
-    page = visit(address)
+    page = visit("r1.html" + page.evaluate("location.hash"))
     assert shown(page) == selected(records, "fixed", "replies", "opens at")[:20]
     assert page.locator("#query").input_value() == "opens at"
     assert page.locator("#set").input_value() == "replies"
