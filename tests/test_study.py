@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import random_models
-import tiny
 import torch
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
-from tnt import artifacts
+from tnt import artifacts, detectors
 from tnt.losses import LOSSES
 from tnt.params import load_yaml
 from tnt.records import Completion, Mask, Prompt
@@ -159,38 +161,96 @@ def test_every_loss_is_screened_and_seeded():
     assert 3 * len(LOSSES) <= 40
 
 
-def test_greedy_summaries_are_learnt_from_before_samples(tmp_path, monkeypatch):
-    tokenizer = tiny.tokenizer()
+@pytest.fixture
+def summaries():
+    """Three prompts' summaries, sample 0 and two more: some name somebody whom nobody named."""
+    invented = {("summaries/1", 0), ("summaries/0", 2), ("summaries/2", 1)}
     prompts = [
         Prompt(f"summaries/{i}", "summaries", split, "Ann sold it.", "x", [1])
         for i, split in enumerate(["train", "train", "validation"])
     ]
-    texts = {("summaries/1", 0): "Ann sold it to Peter Olsen."}  # whom nobody named
-    completions = []
+    texts = (" So it was sold by Ann.", " So it was sold by Ann to Peter Olsen.")
+    tokenizer = words(*texts)
+    said = []
     for prompt in prompts:
-        for sample in range(3 if prompt.split == "train" else 1):
-            text = texts.get((prompt.prompt_id, sample), "Ann sold it.")
-            ids = tokenizer(text).input_ids
-            key = (prompt.prompt_id, sample, "base", prompt.input, [1], ids, text)
-            completions.append(Completion(*key, finished=False))
-    artifacts.write(prompts, tmp_path / "prompts.parquet", Prompt)
-    artifacts.write(completions, tmp_path / "completions.parquet", Completion)
-    monkeypatch.setattr(measure, "ROUND", tmp_path)
-    monkeypatch.setattr(names, "CORPUS", tmp_path / "completions.parquet")
-    monkeypatch.setitem(names.NAMES, "samples", 2)
-    settings = {"completions": 4, "span_tokens": "first", "after_negative": "end"}
+        for sample in range(3):
+            text = texts[(prompt.prompt_id, sample) in invented]
+            key = (prompt.prompt_id, sample, "base", prompt.input, [1])
+            said.append(Completion(*key, tokenizer(text).input_ids, text, finished=False))
+    return tokenizer, prompts, said, detectors.find_flags(names.unsupported(), said)
 
-    learnt, watched = names.annotated(tokenizer, settings)
-    assert [row.prompt_id for row in watched] == ["summaries/2"]
-    assert sorted((row.prompt_id, row.sample) for row in learnt) == [
-        ("summaries/0", 0), ("summaries/0", 1), ("summaries/1", 0), ("summaries/1", 1),
-    ]  # fmt: skip
-    assert {row.sample for row in learnt[:2]} == {0}
-    negative = {(r.prompt_id, r.sample): r.negative_mask for r in learnt if any(r.negative_mask)}
-    assert [*negative] == [("summaries/1", 0)]
-    # Of the flagged name, the token with which it begins.
-    assert negative["summaries/1", 0].index(True) == len("Ann sold it to ")
-    assert sum(negative["summaries/1", 0]) == 1
 
-    with pytest.raises(ValueError, match="6 completions are annotated, 7 are asked for"):
-        names.annotated(tokenizer, {**settings, "completions": 7})
+def words(*texts):
+    """Return a tokenizer that has a token for each word, with the space before it."""
+    splits = pre_tokenizers.Split(Regex(r" ?\w+|\W"), "isolated")
+    pieces = {piece for text in texts for piece, _ in splits.pre_tokenize_str(text)}
+    vocabulary = {piece: number for number, piece in enumerate(["<end>", *sorted(pieces)])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<end>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = splits, decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+LEARN = {"span_tokens": "first", "after_negative": "end", "prompts": None, "flagged_only": False}
+
+
+def keys(rows):
+    return [(row.prompt_id, row.sample) for row in rows]
+
+
+def test_greedy_summaries_are_learnt_from_before_samples(summaries):
+    tokenizer, prompts, said, flags = summaries
+    rows = names.masked(said, flags, tokenizer, LEARN, prompts[:2])
+    learnt = names.chosen(rows, {**LEARN, "completions": 4}, seed=0)
+    assert sorted(keys(learnt)[:2]) == [("summaries/0", 0), ("summaries/1", 0)]
+    assert sorted(keys(learnt)[2:]) == [("summaries/0", 1), ("summaries/1", 1)]
+    (flagged,) = (row for row in learnt if any(row.negative_mask))
+    assert keys([flagged]) == [("summaries/1", 0)]
+    assert negative(tokenizer, flagged) == [" Peter"]
+    with pytest.raises(ValueError, match=r"^6 completions are annotated, 7 are asked for\. Raise"):
+        names.chosen(rows, {**LEARN, "completions": 7}, seed=0)
+
+
+def test_few_prompts_and_flagged_summaries_alone_can_be_learnt_from(summaries):
+    tokenizer, prompts, said, flags = summaries
+    rows = names.masked(said, flags, tokenizer, LEARN, prompts[:2])
+    only = names.chosen(rows, {**LEARN, "completions": 2, "flagged_only": True}, seed=0)
+    assert keys(only) == [("summaries/1", 0), ("summaries/0", 2)]
+    few = {**LEARN, "completions": 3, "prompts": 1}
+    found = [names.chosen(rows, few, seed) for seed in range(9)]
+    assert all(len({row.prompt_id for row in learnt}) == 1 for learnt in found)
+    assert len({learnt[0].prompt_id for learnt in found}) == 2
+
+
+def negative(tokenizer, row):
+    marked = zip(row.completion_ids, row.negative_mask, strict=True)
+    return [tokenizer.decode([token]) for token, hit in marked if hit]
+
+
+def test_names_begin_where_they_are_invented_and_where_they_are_given(summaries):
+    tokenizer, _, said, flags = summaries
+    invented, given = names.beginnings(said, flags, tokenizer)
+    assert names.negatives(invented) == 3
+    assert names.negatives(given) == 18
+    assert negative(tokenizer, invented[3]) == [" Peter"]
+    assert negative(tokenizer, given[3]) == [" So", " Ann"]
+    (inner,) = names.within_sentences(given[3:4], tokenizer)
+    assert negative(tokenizer, inner) == [" Ann"]
+
+
+def test_a_direction_that_separates_is_found():
+    torch.manual_seed(0)
+    labels = torch.arange(200) % 4 == 0
+    states = torch.randn(200, 8)
+    states[labels, 3] += 8
+    rows = names.Labelled(states, labels, torch.arange(200) // 2)
+    direction = names.fitted(rows, 0.01)
+    assert direction.abs().argmax() == 3
+    assert names.auc(direction, rows) == 1.0
+    assert names.auc(-direction, rows) == 0.0
+    assert names.auc(torch.zeros(8), rows) == 0.5
+    assert rows.of_first(3).labels.tolist() == labels[:6].tolist()
+
+
+def test_every_cell_of_the_names_is_run():
+    stages = load_yaml(STUDY / "names/dvc.yaml")["stages"]
+    assert {*stages["cell"]["matrix"]["cell"]} == {*names.NAMES["cells"]}

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -83,30 +84,39 @@ def bad_words(model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> Served:
 
 def ban(model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> Served:
     """Ban the token with which something flagged starts, and continue, until nothing is flagged."""
-    answers, generated = _counted(measure.answers(model, tokenizer, asked))
-    found = {c.prompt_id: c for c in answers}
+    answers = measure.answers(model, tokenizer, asked)
+    *_, last = islice(bans(model, tokenizer, answers, measure.boilerplate()), LIMIT + 1)
+    return last
+
+
+def bans(
+    model: Any, tokenizer: Any, answers: Sequence[Completion], found: Mapping[str, detectors.Detect]
+) -> Iterator[Served]:
+    """Yield greedy answers as they are, and after each token banned, until nothing is flagged."""
+    by_id = {c.prompt_id: c for c in answers}
+    generated = sum(len(c.completion_ids) for c in answers)
     banned: dict[tuple[str, tuple[int, ...]], set[int]] = defaultdict(set)
-    for _ in range(LIMIT):
-        starts = first_flagged([*found.values()], tokenizer)
+    while True:
+        yield [*by_id.values()], generated
+        starts = first_flagged([*by_id.values()], tokenizer, found)
         if not starts:
-            break
+            return
         prefixes = {}
         for prompt_id, start in starts.items():
-            ids = found[prompt_id].completion_ids
+            ids = by_id[prompt_id].completion_ids
             prefixes[prompt_id] = prefix = tuple(ids[:start])
             banned[prompt_id, prefix].add(ids[start])
-        rows = [found[prompt_id] for prompt_id in prefixes]
+        rows = [by_id[prompt_id] for prompt_id in prefixes]
         more = continued(model, rows, prefixes, banned)
         for row, ids in zip(rows, more, strict=True):
             generated += len(ids)
             whole = [*prefixes[row.prompt_id], *ids]
-            found[row.prompt_id] = replace(
+            by_id[row.prompt_id] = replace(
                 row,
                 completion_ids=whole,
                 text=decode(tokenizer, whole),
                 finished=whole[-1] == model.generation_config.eos_token_id,
             )
-    return [found[prompt.prompt_id] for prompt in asked], generated
 
 
 def reject(model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> Served:
@@ -133,9 +143,11 @@ METHODS: dict[str, Callable[[Any, Any, Sequence[Prompt]], Served]] = {
 }
 
 
-def first_flagged(answers: Sequence[Completion], tokenizer: Any) -> dict[str, int]:
+def first_flagged(
+    answers: Sequence[Completion], tokenizer: Any, found: Mapping[str, detectors.Detect]
+) -> dict[str, int]:
     """Return, by prompt id, where in a flagged answer's tokens the first flagged one stands."""
-    flags = detectors.find_flags(measure.boilerplate(), answers)
+    flags = detectors.find_flags(found, answers)
     masks = mask_all(answers, flags, tokenizer, MaskParams(span_tokens="first"))
     return {m.prompt_id: m.negative_mask.index(True) for m in masks if any(m.negative_mask)}
 
