@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tnt import models
 from tnt.artifacts import sha256_of
@@ -72,6 +72,14 @@ def test_saved_model_is_the_one_loaded(tmp_path, tokenizer, make):
         models.save(models.load(old), models.load_tokenizer(old), new)
     assert sha256_of(tmp_path / "b") == sha256_of(tmp_path / "c")
     assert models.load_tokenizer(tmp_path / "b")("w7 w9").input_ids == [7, 9]
+
+
+def test_a_model_loaded_offline_is_saved_as_the_same_bytes(base, tmp_path):
+    for name, offline in (("online", False), ("offline", True)):
+        loaded = AutoTokenizer.from_pretrained(str(base), local_files_only=offline)
+        assert loaded.init_kwargs["local_files_only"] is offline
+        models.save(models.load(base), loaded, tmp_path / name)
+    assert sha256_of(tmp_path / "online") == sha256_of(tmp_path / "offline")
 
 
 def test_saving_leaves_nothing_of_what_was_there(base, tokenizer):

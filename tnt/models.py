@@ -164,7 +164,7 @@ def save(model: Any, tokenizer: Any, path: Path) -> None:
     """Save a model and its tokenizer as a folder that plain `from_pretrained` loads."""
     _fresh(path)
     model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    _save_tokenizer(tokenizer, path)
 
 
 def save_adapter(adapted: Any, tokenizer: Any, path: Path, *, parent: Path) -> None:
@@ -173,9 +173,16 @@ def save_adapter(adapted: Any, tokenizer: Any, path: Path, *, parent: Path) -> N
     adapted.peft_config["default"].base_model_name_or_path = parent.name
     adapted.save_pretrained(path)
     (path / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    tokenizer.save_pretrained(path)
+    _save_tokenizer(tokenizer, path)
     link = {"parent": parent.name, "sha256": sha256_of(parent)}
     (path / PARENT_FILE).write_text(json.dumps(link, indent=1) + "\n")
+
+
+def _save_tokenizer(tokenizer: Any, path: Path) -> None:
+    """Save a tokenizer, but not how it was loaded: offline or not, its bytes are the same."""
+    for key in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(key, None)
+    tokenizer.save_pretrained(path)
 
 
 def copy_parent(parent: Path, path: Path) -> None:
