@@ -7,17 +7,18 @@
 
 Each invented name is its own, so what is learnt from one says little about the next. How much is
 learnt is therefore measured over the number of annotated completions, from the base's greedy
-summaries of all training prompts and then from samples of the same prompts, and from there in one
-other way at a time. Beside flag rates stands what has far less noise: the probability that the
-updated model gives to the tokens with which invented names began in the base's summaries of the
-test prompts, and the one that it gives to tokens with which other words with capitals and numbers
-began.
+summaries of all training prompts and then from samples of the same prompts, and from there in
+other ways. Beside flag rates stand the probability that the updated model gives to the tokens with
+which invented names began in the base's summaries of the test prompts, and the one that it gives
+to those with which other words with a capital began.
 
-The probe asks how well one can read from a hidden state of the base that an invented name begins
-next: no update can be better aimed than what it is aimed by.
+The probe asks how well one can read from a hidden state of the base, where a word with a capital
+comes next inside a sentence, whether that word will be an invented name. Layer 0 is the embedding
+of the token before, and knows nothing else.
 
-Again asks what exact removal would give: where a greedy summary's first invented name begins, that
-one token is banned and the summary continued, and so on until nothing is flagged.
+Again asks what needs no training: where a greedy summary's first invented name begins, that one
+token is banned and the summary continued, and so on until nothing is flagged; or the summary is
+drawn again.
 """
 
 from __future__ import annotations
@@ -111,10 +112,8 @@ def cell(name: str, seed: int, out: Path) -> None:
     prompts = asked(tokenizer)
     said = artifacts.read(COMPLETIONS, Completion)
     flags = artifacts.read(FLAGS, Flag)
-    watched = masked(said, flags, tokenizer, learn, prompts["validation"])[
-        : measure.PARAMS["watched"]
-    ]
-    watched = [row for row in watched if row.sample == 0]
+    watched = masked(said, flags, tokenizer, learn, prompts["validation"])
+    watched = [row for row in watched if row.sample == 0][: measure.PARAMS["watched"]]
     rounds, seconds = [], 0.0
     for number in range(1, learn["rounds"] + 1):
         if number > 1:
@@ -138,7 +137,6 @@ def cell(name: str, seed: int, out: Path) -> None:
                 "negative_completions": sum(any(row.negative_mask) for row in learnt),
                 "steps": len(trained.logs),
                 "stopped": trained.stopped,
-                "divergence_watched": trained.logs[-1].validation_divergence,
             }
         )
         training.forget(WORK / f"{name}-{seed}")
@@ -248,18 +246,14 @@ def evaluated(
 def beginnings(
     base: Sequence[Completion], flags: Sequence[Flag], tokenizer: Any
 ) -> tuple[list[Mask], list[Mask]]:
-    """Return rows whose negative tokens begin invented names, and rows whose begin given ones.
+    """Return rows whose negative tokens begin invented names, and rows whose begin other words.
 
-    Given is what is not flagged: here a name, or a number, begins where a token is a space with a
-    capital or a digit behind it, the first word of a sentence included.
+    Those others are unflagged words with a capital, the first of a sentence included.
     """
     params = MaskParams(span_tokens="first", after_negative="keep")
     invented = masking.mask_all(base, flags, tokenizer, params)
     flagged = masking.mask_all(base, flags, tokenizer, replace(params, span_tokens="all"))
-    begins = {
-        token: bool(re.match(r" [A-Z0-9]", decode(tokenizer, [token])))
-        for token in {token for row in base for token in row.completion_ids}
-    }
+    begins = capitalised(base, tokenizer)
     given = [
         replace(
             row,
@@ -273,8 +267,17 @@ def beginnings(
     return invented, given
 
 
+def capitalised(rows: Sequence[Completion] | Sequence[Mask], tokenizer: Any) -> dict[int, bool]:
+    """Return, for each token of the completions, whether it is a space and a capital."""
+    return {
+        token: bool(re.match(r" [A-Z]", decode(tokenizer, [token])))
+        for token in {token for row in rows for token in row.completion_ids}
+    }
+
+
 def within_sentences(rows: Sequence[Mask], tokenizer: Any) -> list[Mask]:
-    """Return the rows without those negative tokens with which a sentence starts."""
+    """Return the rows with those negative tokens alone that are capitals inside a sentence."""
+    begins = capitalised(rows, tokenizer)
     ends = {
         token: decode(tokenizer, [token]).endswith((".", "!", "?"))
         for token in {token for row in rows for token in row.completion_ids}
@@ -283,8 +286,10 @@ def within_sentences(rows: Sequence[Mask], tokenizer: Any) -> list[Mask]:
         replace(
             row,
             negative_mask=[
-                negative and i > 0 and not ends[row.completion_ids[i - 1]]
-                for i, negative in enumerate(row.negative_mask)
+                negative and begins[token] and i > 0 and not ends[row.completion_ids[i - 1]]
+                for i, (token, negative) in enumerate(
+                    zip(row.completion_ids, row.negative_mask, strict=True)
+                )
             ],
         )
         for row in rows
@@ -320,23 +325,21 @@ def probe(out: Path) -> None:
         seed=0,
     )
     by_key = {(row.prompt_id, row.sample): row for row in given}
+    layers = (0, NAMES["probe"]["middle"], model.config.num_hidden_layers)
+    of_split = {
+        "train": order,
+        **{
+            split: [row for row in invented if splits[row.prompt_id] == split]
+            for split in ("validation", "test")
+        },
+    }
+    states = {split: labelled(model, rows, by_key, layers) for split, rows in of_split.items()}
     found = []
-    for layer in (NAMES["probe"]["middle"], model.config.num_hidden_layers):
-        states = {
-            split: labelled(
-                model,
-                order
-                if split == "train"
-                else [r for r in invented if splits[r.prompt_id] == split],
-                by_key,
-                layer,
-            )
-            for split in ("train", "validation", "test")
-        }
+    for layer in layers:
         for size in sizes:
-            rows = states["train"].of_first(size)
+            rows = states["train"][layer].of_first(size)
             fits = [fitted(rows, decay) for decay in NAMES["probe"]["decays"]]
-            best = max(fits, key=lambda fit: auc(fit, states["validation"]))
+            best = max(fits, key=lambda fit: auc(fit, states["validation"][layer]))
             found.append(
                 {
                     "layer": layer,
@@ -344,7 +347,7 @@ def probe(out: Path) -> None:
                     "beginnings": len(rows.labels),
                     "invented": int(rows.labels.sum()),
                     "auc_learnt": auc(best, rows),
-                    "auc": auc(best, states["test"]),
+                    "auc": auc(best, states["test"][layer]),
                 }
             )
     measure.write({"probe": found}, out)
@@ -363,12 +366,14 @@ class Labelled:
         return Labelled(self.states[found], self.labels[found], self.rows[found])
 
 
-def labelled(model: Any, invented: Sequence[Mask], given: dict[Key, Mask], layer: int) -> Labelled:
-    """Return the states behind which a name begins, in the order of the completions."""
-    states: dict[int, Tensor] = {}
+def labelled(
+    model: Any, invented: Sequence[Mask], given: dict[Key, Mask], layers: Sequence[int]
+) -> dict[int, Labelled]:
+    """Return each layer's states behind which a name begins, in the order of the completions."""
+    states: dict[int, dict[int, Tensor]] = {layer: {} for layer in layers}
     labels: dict[int, Tensor] = {}
     lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in invented]
-    with torch.inference_mode(), tqdm(total=len(invented), desc=f"states of layer {layer}") as bar:
+    with torch.inference_mode(), tqdm(total=len(invented), desc="hidden states") as bar:
         for indices in by_length(lengths, 32):
             rows = [invented[i] for i in indices]
             batch = collate(rows).to(model.device)
@@ -377,19 +382,25 @@ def labelled(model: Any, invented: Sequence[Mask], given: dict[Key, Mask], layer
                 attention_mask=batch.attention_mask,
                 output_hidden_states=True,
                 logits_to_keep=1,
-            ).hidden_states[layer][batch.rows]
-            counts = [len(row.completion_ids) for row in rows]
-            for i, row, of_row in zip(indices, rows, hidden.cpu().split(counts), strict=True):
+            ).hidden_states
+            begins = {}
+            for i, row in zip(indices, rows, strict=True):
                 wrong = torch.tensor(row.negative_mask)
                 fine = torch.tensor(given[row.prompt_id, row.sample].negative_mask)
-                states[i], labels[i] = of_row[wrong | fine], wrong[wrong | fine]
+                begins[i], labels[i] = wrong | fine, wrong[wrong | fine]
+            counts = [len(row.completion_ids) for row in rows]
+            for layer in layers:
+                of_rows = hidden[layer][batch.rows].cpu().split(counts)
+                for i, of_row in zip(indices, of_rows, strict=True):
+                    states[layer][i] = of_row[begins[i]]
             bar.update(len(indices))
     order = range(len(invented))
-    return Labelled(
-        torch.cat([states[i] for i in order]),
-        torch.cat([labels[i] for i in order]),
-        torch.cat([torch.full((len(labels[i]),), i) for i in order]),
-    )
+    all_labels = torch.cat([labels[i] for i in order])
+    rows_of = torch.cat([torch.full((len(labels[i]),), i) for i in order])
+    return {
+        layer: Labelled(torch.cat([states[layer][i] for i in order]), all_labels, rows_of)
+        for layer in layers
+    }
 
 
 def fitted(rows: Labelled, decay: float) -> Tensor:
@@ -421,13 +432,19 @@ def auc(direction: Tensor, rows: Labelled) -> float:
 
 
 def again(out: Path) -> None:
-    """Write how many greedy summaries are flagged, at first and after each ban."""
+    """Write how many greedy summaries are flagged, at first, after each ban and each new draw."""
     model, tokenizer = start()
-    greedy = [c for c in artifacts.read(COMPLETIONS, Completion) if c.sample == 0]
+    said = artifacts.read(COMPLETIONS, Completion)
+    greedy = [c for c in said if c.sample == 0]
     detect = unsupported()
-    bans = islice(serve.bans(model, tokenizer, greedy, detect), NAMES["most_bans"] + 1)
+    bans = islice(serve.bans(model, tokenizer, greedy, detect), NAMES["most_tries"] + 1)
     flagged = [len(measure.flagged(answers, detect)) for answers, _ in bans]
-    measure.write({"summaries": len(greedy), "flagged": flagged}, out)
+    wrong = {(f.prompt_id, f.sample) for f in artifacts.read(FLAGS, Flag)}
+    redrawn = [
+        sum(all((c.prompt_id, k) in wrong for k in range(draws + 1)) for c in greedy)
+        for draws in range(NAMES["most_tries"] + 1)
+    ]
+    measure.write({"summaries": len(greedy), "banned": flagged, "redrawn": redrawn}, out)
 
 
 if __name__ == "__main__":

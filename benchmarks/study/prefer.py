@@ -1,6 +1,6 @@
 """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) by TRL, for comparison.
 
-    pip install trl
+    pip install --constraint ../../constraints.txt --editable '../..[study]'
     python prefer.py screen dpo fast 0 preferred/fast.json
     python prefer.py full preferred.json:dpo:first 0 full/dpo.json
 

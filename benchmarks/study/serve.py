@@ -1,8 +1,11 @@
 """What can be done without training: the base is kept, and asked or decoded in another way.
 
-    python serve.py system_prompt served/system_prompt.json
+    python serve.py system_forbids full/system_forbids.json
 
-- `system_prompt`: a system message that forbids the boilerplate.
+- `base`: nothing at all.
+- `default`: what `make repro` trains in its first round.
+- `system_forbids`: a system message that forbids the boilerplate, for the chat template's own.
+- `system_asks`: one that says what to write, and nothing of what not to.
 - `bad_words`: `bad_words_ids` of transformers, from every phrase flagged in the training prompts'
   completions, with and without a space before it.
 - `ban`: ban and continue. Greedy; where something is flagged, the token with which it starts is
@@ -24,7 +27,7 @@ import measure
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from tnt import artifacts, detectors, sampling
+from tnt import artifacts, detectors, models, sampling
 from tnt.alignment import decode
 from tnt.masking import MaskParams, mask_all
 from tnt.params import load_yaml
@@ -44,24 +47,44 @@ def main(method: str, out: Path) -> None:
     before = measure.cpu_seconds()
     answers, generated = METHODS[method](model, tokenizer, asked)
     seconds = measure.cpu_seconds() - before
-    base = artifacts.read(Path("base/full.parquet"), Completion)
+    said = artifacts.read(Path("base/full.parquet"), Completion)
     cell = {
         "method": method,
         "training_cpu_s": 0.0,
         "serving_cpu_s": seconds,
         "tokens_per_answer": generated / len(answers),
-        "sets": measure.compared(base, answers),
+        "sets": measure.compared(said, answers),
     }
     measure.write(cell, out)
 
 
-def system_prompt(model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> Served:
+def base(model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> Served:
+    """Change nothing."""
+    return _counted(measure.answers(model, tokenizer, asked))
+
+
+def default(_: Any, tokenizer: Any, asked: Sequence[Prompt]) -> Served:
+    """Take the model of the default project's first round; its training is not counted here."""
+    model = models.load(measure.ROOT / "data/models/r1")
+    return _counted(measure.answers(model, tokenizer, asked))
+
+
+def system_forbids(model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> Served:
     """Say in a system message what is unwanted."""
+    return _told(SERVE["system_prompts"]["forbids"], model, tokenizer, asked)
+
+
+def system_asks(model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> Served:
+    """Say in a system message what is wanted instead."""
+    return _told(SERVE["system_prompts"]["asks"], model, tokenizer, asked)
+
+
+def _told(system: str, model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> Served:
     sets = load_yaml(measure.ROOT / "params.yaml")["prompt_sets"]
     told = []
     for prompt in asked:
         messages = [
-            {"role": "system", "content": SERVE["system_prompt"].strip()},
+            {"role": "system", "content": system},
             {
                 "role": "user",
                 "content": sets[prompt.prompt_set]["template"].replace("{input}", prompt.input),
@@ -136,7 +159,10 @@ def reject(model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> Served:
 
 
 METHODS: dict[str, Callable[[Any, Any, Sequence[Prompt]], Served]] = {
-    "system_prompt": system_prompt,
+    "base": base,
+    "default": default,
+    "system_forbids": system_forbids,
+    "system_asks": system_asks,
     "bad_words": bad_words,
     "ban": ban,
     "reject": reject,

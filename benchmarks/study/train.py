@@ -30,14 +30,15 @@ WORK = Path("work")
 def main(size: str, *named: str) -> None:
     """Train a cell, ask it, and write what it is like."""
     loss, setting, seed, out = cell_of(*named)
+    of_size = measure.PARAMS["sizes"][size]
     model, tokenizer = measure.start()
     before = measure.cpu_seconds()
-    trained = trained_on(model, measure.PARAMS["sizes"][size], loss, setting, seed, Path(out).stem)
+    trained = trained_on(model, of_size, loss, setting, seed, Path(out).stem)
     learnt = measure.cpu_seconds()
-    asked = measure.asked(measure.PARAMS["sizes"][size], tokenizer)
+    asked = measure.asked(of_size, tokenizer)
     answers = measure.answers(trained.model, tokenizer, asked)
     answered = measure.cpu_seconds()
-    base = artifacts.read(Path("base", f"{size}.parquet"), Completion)
+    base = artifacts.read(Path("base", f"{of_size.get('base', size)}.parquet"), Completion)
     last = trained.logs[-1]
     cell = {
         "loss": loss,
@@ -70,7 +71,7 @@ def trained_on(
         seed=seed,
     )
     # Losses that learn from the same rows share what the original said.
-    same = f"{size['split']}-{seed}" + ("-clean" if loss == "sft_clean" else "")
+    same = f"{size['split']}-{size['summaries']}-{seed}" + ("-clean" if loss == "sft_clean" else "")
     workdir = WORK / same / name
     watched = frozenset(row.prompt_id for row in held_out)
     trained = training.train(model, [*learnt, *held_out], params, workdir=workdir, held_out=watched)
