@@ -160,14 +160,14 @@ def unanchored() -> Iterator[str]:
         both = anchored[cell["loss"]], cell
         rows.append(
             [
-                f"`{cell['loss']}`",
+                *_setting(cell),
                 *(f"{c['sets']['replies']['flagged']['rate']:.1%}" for c in both),
                 *(f"{c['sets']['summaries']['clean_unchanged']['rate']:.1%}" for c in both),
                 *(f"{1000 * c['divergence_summaries']:.2f}" for c in both),
                 " and ".join(str(c["steps"]) for c in both),
             ]
         )
-    head = "loss,replies flagged,without,summaries the same,without,moved,without,steps"
+    head = "loss,rate,weight,replies flagged,without,summaries the same,without,moved,without,steps"
     yield from markdown(head.split(","), rows)
 
 
@@ -435,8 +435,8 @@ def names_figure() -> alt.HConcatChart:
         ),
     ).properties(**size)
     shown = {
-        "invented": ("begins an invented name", "#D55E00"),
-        "given": ("begins another", "#009E73"),
+        "invented": ("P(invented)", "#D55E00"),
+        "given": ("P(other)", "#009E73"),
     }
     colour = alt.Color("token", title=None, legend=alt.Legend(orient="bottom")).scale(
         domain=[name for name, _ in shown.values()], range=[c for _, c in shown.values()]
@@ -452,7 +452,7 @@ def names_figure() -> alt.HConcatChart:
     probability = alt.layer(
         masses.mark_rule(strokeDash=[4, 3]).encode(y="was"),
         masses.mark_line(point=True).encode(
-            x=annotated, y=alt.Y("now", title="probability of the token (dashed: base)")
+            x=annotated, y=alt.Y("now", title="mean probability (dashed: base)")
         ),
     ).properties(**size)
     probe = alt.Chart(pd.DataFrame(_result("names/probe.json")["probe"]))
