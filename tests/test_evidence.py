@@ -212,7 +212,8 @@ def test_the_conclusions_about_the_real_model_are_those_of_the_results():
 def test_the_conclusions_about_invented_names_are_those_of_the_results():
     sizes = study_report.by_size()
     others = {cell["cell"]: cell for cell in study_report.otherwise()}
-    ul, spans = (others.pop(name) for name in ("ul", "spans"))
+    ul, sft_clean, spans = (others.pop(name) for name in ("ul", "sft_clean", "spans"))
+    sharper = ul, sft_clean
     ways = [100 * cell["sampled"]["rate"] for cell in others.values()]
     rates = [100 * cell["sampled"]["rate"] for cell in sizes]
     before, least, most = sizes[0]["sampled_before"], sizes[0], sizes[-1]
@@ -221,7 +222,14 @@ def test_the_conclusions_about_invented_names_are_those_of_the_results():
     bans, draws = again["banned"], again["redrawn"]
     probe = json.loads((study_report.STUDY / "names/probe.json").read_text())["probe"]
     auc = {(row["layer"], row["completions"]): row["auc"] for row in probe}
-    same = ul["greedy"]["clean_unchanged"]
+
+    def of_sharper(said):
+        return " and ".join(map(said, sharper))
+
+    def greedy(cell, measure):
+        return cell["greedy"][measure]["flagged"]
+
+    clean = ul["greedy"]["clean_unchanged"]["total"]
 
     def negative(cell):
         return cell["of_rounds"][0]["negative_completions"]
@@ -244,10 +252,17 @@ def test_the_conclusions_about_invented_names_are_those_of_the_results():
         f"clears {bans[0] - bans[1]} of {bans[0]} flagged greedy summaries, and "
         f"{len(bans) - 1} bans clear {bans[0] - bans[-1]}",
         f"of the {draws[0]}, {draws[-1]} are still flagged after {len(draws) - 1} draws",
-        f"to {ul['sampled']['rate']:.1%}",
-        f"(P(other) {ul['given']:.3f} instead of {ul['given_before']:.3f}), moves "
-        f"{1000 * ul['divergence']:.2f} thousandths of a nat per token, and changes "
-        f"{same['total'] - same['flagged']} of {same['total']} clean greedy summaries",
+        f"lower it, to {of_sharper(lambda cell: format(cell['sampled']['rate'], '.1%'))}",
+        f"P(invented) is {of_sharper(lambda cell: format(cell['invented'], '.3f'))}",
+        f"(P(other) {of_sharper(lambda cell: format(cell['given'], '.3f'))} instead of "
+        f"{ul['given_before']:.3f})",
+        f"move {of_sharper(lambda cell: format(1000 * cell['divergence'], '.2f'))} thousandths of "
+        f"a nat per token, and change "
+        f"{of_sharper(lambda cell: str(clean - greedy(cell, 'clean_unchanged')))} of {clean} clean "
+        f"greedy summaries",
+        f"is flagged in {greedy(ul, 'flagged_before')} of "
+        f"{ul['greedy']['flagged']['total']}, and they in "
+        f"{of_sharper(lambda cell: str(greedy(cell, 'flagged')))}.",
     ):
         assert sentence in text
     assert all(before["low"] < rate / 100 < before["high"] for rate in (*ways, *rates))
