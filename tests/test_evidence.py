@@ -223,13 +223,13 @@ def test_the_conclusions_about_invented_names_are_those_of_the_results():
     probe = json.loads((study_report.STUDY / "names/probe.json").read_text())["probe"]
     auc = {(row["layer"], row["completions"]): row["auc"] for row in probe}
 
+    clean = ul["greedy"]["clean_unchanged"]["total"]
+
     def of_sharper(said):
         return " and ".join(map(said, sharper))
 
     def greedy(cell, measure):
         return cell["greedy"][measure]["flagged"]
-
-    clean = ul["greedy"]["clean_unchanged"]["total"]
 
     def negative(cell):
         return cell["of_rounds"][0]["negative_completions"]
