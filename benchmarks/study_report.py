@@ -27,7 +27,7 @@ PICTURES = ROOT / "docs/pictures"
 sys.path.insert(0, str(STUDY))
 
 from choose import score  # noqa: E402
-from names import NAMES  # noqa: E402
+from names import BY_SIZE, NAMES  # noqa: E402
 
 Cell = dict[str, Any]
 Cells = list[Cell]
@@ -62,7 +62,7 @@ SERVED = ("no update", "other serving")
 def read(folder: str) -> Cells:
     """Return the results in one of the study's folders."""
     paths = sorted((STUDY / folder).glob("*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return [result(path) for path in paths]
 
 
 def trained(*folders: str) -> Cells:
@@ -213,14 +213,18 @@ def cost() -> Iterator[str]:
 
 def by_size() -> Cells:
     """Return the cells of names that differ in nothing but how much is annotated."""
-    cells = {cell["cell"]: cell for cell in read("names") if "cell" in cell}
-    return [cells[name] for name, own in NAMES["cells"].items() if [*own] == ["completions"]]
+    return _named_cells(BY_SIZE)
 
 
 def otherwise() -> Cells:
     """Return the other cells of names."""
+    return _named_cells(name for name in NAMES["cells"] if name not in BY_SIZE)
+
+
+def _named_cells(names: Iterable[str]) -> Cells:
+    """Return the cells of these names."""
     cells = {cell["cell"]: cell for cell in read("names") if "cell" in cell}
-    return [cells[n] for n, own in NAMES["cells"].items() if [*own] != ["completions"]]
+    return [cells[name] for name in names]
 
 
 def names_by_size() -> Iterator[str]:
@@ -314,7 +318,7 @@ def names_trend() -> Iterator[str]:
 
 def names_probe() -> Iterator[str]:
     """Yield how well hidden states tell invented names from other words with a capital."""
-    found = _result("names/probe.json")["probe"]
+    found = result("names/probe.json")["probe"]
     layers = list(dict.fromkeys(row["layer"] for row in found))
     aucs = {(row["layer"], row["completions"]): row["auc"] for row in found}
     rows = [
@@ -332,9 +336,9 @@ def names_probe() -> Iterator[str]:
 
 def names_again() -> Iterator[str]:
     """Yield how many greedy summaries are flagged after each ban, or each new draw."""
-    result = _result("names/again.json")
-    rows = [[how, *result[how]] for how in ("banned", "redrawn")]
-    head = [f"flagged of {result['summaries']}", *map(str, range(len(result["banned"])))]
+    again = result("names/again.json")
+    rows = [[how, *again[how]] for how in ("banned", "redrawn")]
+    head = [f"flagged of {again['summaries']}", *map(str, range(len(again["banned"])))]
     yield from markdown(head, rows)
 
 
@@ -455,7 +459,7 @@ def names_figure() -> alt.HConcatChart:
             x=annotated, y=alt.Y("now", title="mean probability (dashed: base)")
         ),
     ).properties(**size)
-    probe = alt.Chart(pd.DataFrame(_result("names/probe.json")["probe"]))
+    probe = alt.Chart(pd.DataFrame(result("names/probe.json")["probe"]))
     told = probe.mark_line(point=True).encode(
         x=annotated,
         y=alt.Y("auc", title="AUC of the probe, invented or not").scale(domain=[0.5, 1]),
@@ -499,7 +503,7 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3g} ± {statistics.stdev(values):.2g}"
 
 
-def _result(path: str) -> Any:
+def result(path: str | Path) -> Any:
     """Return what one of the study's files holds."""
     return json.loads((STUDY / path).read_text(encoding="utf-8"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import sys
@@ -218,9 +217,9 @@ def test_the_conclusions_about_invented_names_are_those_of_the_results():
     rates = [100 * cell["sampled"]["rate"] for cell in sizes]
     before, least, most = sizes[0]["sampled_before"], sizes[0], sizes[-1]
     flagged, invented, _ = (study_report.trend(x) for x in study_report.TRENDS.values())
-    again = json.loads((study_report.STUDY / "names/again.json").read_text())
+    again = study_report.result("names/again.json")
     bans, draws = again["banned"], again["redrawn"]
-    probe = json.loads((study_report.STUDY / "names/probe.json").read_text())["probe"]
+    probe = study_report.result("names/probe.json")["probe"]
     auc = {(row["layer"], row["completions"]): row["auc"] for row in probe}
 
     clean = ul["greedy"]["clean_unchanged"]["total"]

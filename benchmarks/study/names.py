@@ -51,9 +51,15 @@ from tnt.records import Completion, Flag, Mask, Prompt
 from tnt.training import TrainParams
 
 NAMES = measure.PARAMS["names"]
+BY_SIZE = {
+    name: own["completions"] for name, own in NAMES["cells"].items() if [*own] == ["completions"]
+}
+"""The cells that differ in nothing but how much is annotated -> how much that is."""
 COMPLETIONS = Path("names/completions.parquet")
 FLAGS = Path("names/flags.parquet")
 WORK = Path("work/names")
+CAPITAL = r"\A [A-Z]"
+"""A token with which a word with a capital begins."""
 
 Key = tuple[str, int]
 Learn = dict[str, Any]
@@ -253,7 +259,7 @@ def beginnings(
     params = MaskParams(span_tokens="first", after_negative="keep")
     invented = masking.mask_all(base, flags, tokenizer, params)
     flagged = masking.mask_all(base, flags, tokenizer, replace(params, span_tokens="all"))
-    begins = capitalised(base, tokenizer)
+    begins = tokens_like(CAPITAL, base, tokenizer)
     given = [
         replace(
             row,
@@ -267,21 +273,20 @@ def beginnings(
     return invented, given
 
 
-def capitalised(rows: Sequence[Completion] | Sequence[Mask], tokenizer: Any) -> dict[int, bool]:
-    """Return, for each token of the completions, whether it is a space and a capital."""
+def tokens_like(
+    pattern: str, rows: Sequence[Completion] | Sequence[Mask], tokenizer: Any
+) -> dict[int, bool]:
+    """Return, for each token of the completions, whether a pattern is found in its text."""
     return {
-        token: bool(re.match(r" [A-Z]", decode(tokenizer, [token])))
+        token: bool(re.search(pattern, decode(tokenizer, [token])))
         for token in {token for row in rows for token in row.completion_ids}
     }
 
 
 def within_sentences(rows: Sequence[Mask], tokenizer: Any) -> list[Mask]:
     """Return the rows with those negative tokens alone that are capitals inside a sentence."""
-    begins = capitalised(rows, tokenizer)
-    ends = {
-        token: decode(tokenizer, [token]).endswith((".", "!", "?"))
-        for token in {token for row in rows for token in row.completion_ids}
-    }
+    begins = tokens_like(CAPITAL, rows, tokenizer)
+    ends = tokens_like(r"[.!?]\Z", rows, tokenizer)
     return [
         replace(
             row,
@@ -317,7 +322,7 @@ def probe(out: Path) -> None:
         within_sentences(rows, tokenizer) for rows in beginnings(said, flags, tokenizer)
     )
     learn: Learn = {"prompts": None, "flagged_only": False}
-    sizes = [c["completions"] for c in NAMES["cells"].values() if [*c] == ["completions"]]
+    sizes = [*BY_SIZE.values()]
     splits = {p.prompt_id: split for split, of_split in prompts.items() for p in of_split}
     order = chosen(
         [row for row in invented if splits[row.prompt_id] == "train"],
