@@ -49,9 +49,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import tiny  # noqa: E402
-from conftest import Project, lay_out  # noqa: E402
+from projects import Project, lay_out  # noqa: E402
 
-from tnt import layout, recovery, tether  # noqa: E402
+from tnt.core import tether  # noqa: E402
+from tnt.project import layout  # noqa: E402
+from tnt.rounds import recovery  # noqa: E402
 
 MARKER = "TNT_CHAOS_RUN"
 """In the environment of every process of a run: which one."""
@@ -163,7 +165,7 @@ class Arena:
         """Run a server and a worker while the body runs."""
         log = (self.folder / "prefect.log").open("w")
         process = subprocess.Popen(
-            [sys.executable, "-m", "tnt.tether", "flows.serve", "--worker"],
+            [sys.executable, "-m", "tnt.core.tether", "flows.serve", "--worker"],
             cwd=self.project.path,
             env=self.environment,
             stdout=log,

@@ -21,7 +21,7 @@ from typing import Any
 
 from tnt.detectors.entities import EntitiesParams, build
 from tnt.detectors.span import Span
-from tnt.metrics import Rate
+from tnt.evaluation.metrics import Rate
 
 CONTEXT = 40
 

@@ -54,8 +54,8 @@ from toy import (
 )
 from tqdm import tqdm
 
-from tnt.losses import LOSSES, token_losses
-from tnt.targets import with_floor
+from tnt.losses.table import LOSSES, token_losses
+from tnt.losses.targets import with_floor
 
 ROOT = Path(__file__).parent.parent
 POOLED = "tnff_pooled"

@@ -24,9 +24,11 @@ from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # read when tokenizers first works
 
-from tnt import artifacts, models
-from tnt.masking import MaskParams, mask_all
-from tnt.records import Completion, Flag
+from tnt import models
+from tnt.core import artifacts
+from tnt.core.records import Completion, Flag
+from tnt.masks.flagged import mask_all
+from tnt.masks.params import MaskParams
 
 ROOT = Path(__file__).parent.parent
 SLICES = 10

@@ -30,9 +30,9 @@ def held(variant: str, vocabulary: int, tokens: int) -> int:
     """Return the bytes, measured in this process."""
     import torch
 
-    from tnt.fused import fused_losses
-    from tnt.heads import Head
-    from tnt.losses import token_losses
+    from tnt.losses.fused import fused_losses
+    from tnt.losses.heads import Head
+    from tnt.losses.table import token_losses
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)

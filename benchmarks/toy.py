@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, gelu, rms_norm
 
-from tnt.targets import target_log_probs
+from tnt.losses.targets import target_log_probs
 
 TOKENS = "abcdefg."
 END = TOKENS.index(".")

@@ -15,7 +15,7 @@ back to the system at once, so that the peak is what was held and not what mallo
 - `sft_completion_rows`: the same, but only completion tokens reach the LM head and carry a loss
 - `naive`: this method the way its authors' code goes about it: both models' logits of all
   positions, one-hot targets, masks that multiply
-- `ours`: `tnt.trainer`, the original running in every step; `ours_cached`: from its cached states
+- `ours`: `tnt.training.trainer`, the original in every step; `ours_cached`: its cached states
 - `trl_gkd`: TRL's generalized knowledge distillation from the original, where TRL is installed
 
 Where there is a GPU, a table of absolute times follows: steps in bf16 autocast on the shapes of
@@ -90,7 +90,7 @@ def random_rows(shape: Shape, count: int) -> list[Any]:
     """Return masked completions of random tokens."""
     import torch
 
-    from tnt.records import Mask
+    from tnt.core.records import Mask
 
     generator = torch.Generator().manual_seed(0)
 
@@ -114,8 +114,9 @@ def work(variant: str, shape: Shape, round_name: str | None) -> None:
 
     torch.set_num_threads(1)
     if round_name:
-        from tnt import artifacts, models
-        from tnt.records import Mask
+        from tnt import models
+        from tnt.core import artifacts
+        from tnt.core.records import Mask
 
         model = models.load(Path("data/models/base"))
         masks = artifacts.read(Path(f"data/rounds/{round_name}/masks.parquet"), Mask)
@@ -203,9 +204,9 @@ def trainer_of(variant: str, model: Any, rows: list[Any], batch: int, folder: Pa
 
 def our_trainer(model: Any, rows: list[Any], arguments: Any, *, cached: bool) -> Any:
     """Return this project's trainer, as `tnt.training` sets it up."""
-    from tnt import originals
-    from tnt.heads import completion_hidden, head_of
-    from tnt.trainer import TargetedTrainer
+    from tnt.losses.heads import completion_hidden, head_of
+    from tnt.training import originals, passes
+    from tnt.training.trainer import TargetedTrainer
 
     head = head_of(model).frozen()
     autocast: Any = "none" if model.device.type == "cpu" else "bf16"
@@ -221,7 +222,7 @@ def our_trainer(model: Any, rows: list[Any], arguments: Any, *, cached: bool) ->
         frozen = copy.deepcopy(model).requires_grad_(False).eval()
 
         def original(numbers: list[int], batch: Any) -> Any:
-            with originals.evaluating(frozen), originals.precision(model.device.type, autocast):
+            with passes.evaluating(frozen), passes.precision(model.device.type, autocast):
                 return completion_hidden(frozen, batch)
 
     return TargetedTrainer(

@@ -5,7 +5,7 @@ A run ends with the worker that started it, where `flows.serve` started that one
 
 import os
 
-from tnt import tether
+from tnt.core import tether
 
 if tether.VARIABLE in os.environ:
     tether.end_with_parent()

@@ -9,10 +9,10 @@ from __future__ import annotations
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from tnt import shell
+from tnt.rounds import programs
 
 
 @task(name="dvc-repro", task_run_name="dvc repro {target}", cache_policy=NO_CACHE)
 def reproduce(target: str) -> None:
     """Run `dvc repro TARGET`; every line it prints goes to the flow's log."""
-    shell.reproduce(target, log=get_run_logger().info)
+    programs.reproduce(target, log=get_run_logger().info)

@@ -7,8 +7,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.network import DELAYS_S, RETRIES, is_temporary
-from tnt import ingest
-from tnt.ingest import SourceFile
+from tnt.commands import ingest
+from tnt.commands.ingest import SourceFile
 
 
 @task(

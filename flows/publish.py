@@ -10,8 +10,8 @@ from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.network import DELAYS_S, RETRIES, is_temporary
-from tnt import export
-from tnt.runs import RUNS_FILE
+from tnt.commands import export, publish
+from tnt.core.runlog import RUNS_FILE
 
 WORK = RUNS_FILE.parent
 
@@ -24,7 +24,7 @@ WORK = RUNS_FILE.parent
 )
 def upload(folder: Path, destination: str) -> str:
     """Copy an export to a URL; return that."""
-    return export.upload(folder, destination)
+    return publish.upload(folder, destination)
 
 
 @flow

@@ -25,9 +25,10 @@ from types import FrameType
 from typing import Any
 from urllib.parse import urlparse
 
-from tnt import layout, tether
-from tnt.params import load_yaml
-from tnt.runs import one_line_errors
+from tnt.core import tether
+from tnt.core.errors import one_line_errors
+from tnt.core.params import load_yaml
+from tnt.project import layout
 
 API = "http://127.0.0.1:4200/api"
 POOL = "local"
@@ -156,7 +157,7 @@ def _process(*command: str, quiet: bool = False) -> Iterator[subprocess.Popen[by
     """Run a Python module as a process while the body runs."""
     output = subprocess.DEVNULL if quiet else None
     process = subprocess.Popen(
-        [sys.executable, "-m", "tnt.tether", *command],
+        [sys.executable, "-m", "tnt.core.tether", *command],
         stdout=output,
         stderr=output,
         start_new_session=True,

@@ -25,8 +25,9 @@ from flows.dvc import reproduce
 from flows.ingest import ingest_prompts
 from flows.network import DELAYS_S, RETRIES
 from flows.publish import publish_round
-from tnt import history, layout, ledger, project, rounds
-from tnt.update import Outcome, update
+from tnt.project import checks, layout
+from tnt.rounds import history, listed, sharing
+from tnt.rounds.update import Outcome, update
 
 REPORT_URL = "TNT_REPORT_URL"
 """In the environment: where data/report/ is served, for the link to it."""
@@ -74,7 +75,7 @@ def targeted_update(
 
     try:
         if push:
-            ledger.refuse_without_remote()
+            sharing.refuse_without_remote()
         for prompt_set, source in (inbox or {}).items():
             ingest_prompts(source, prompt_set, may_be_empty=True)
         outcome = update(
@@ -103,7 +104,7 @@ def targeted_update(
 )
 def push_all() -> None:
     """Send data, commits and tags where they are shared."""
-    for line in ledger.push():
+    for line in sharing.push():
         get_run_logger().info(line)
 
 
@@ -118,7 +119,7 @@ def leave_pages(said: str) -> None:
         key="rounds",
         description="Every round that got a verdict, from git.",
     )
-    evaluated = [name for name in project.load().rounds if layout.metrics(name).is_file()]
+    evaluated = [name for name in checks.load().rounds if layout.metrics(name).is_file()]
     if evaluated:
         create_table_artifact(
             [*_changes(evaluated[-1])],
@@ -138,7 +139,7 @@ def _report_link() -> str | None:
 
 
 def _changes(name: str) -> Iterator[dict[str, str]]:
-    for prompt_set, found in rounds.read_metrics(name)["sets"].items():
+    for prompt_set, found in listed.read_metrics(name)["sets"].items():
         same = found["clean_unchanged"]
         for detector, change in found["detectors"].items():
             before, after = change["before"], change["after"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
-from tnt.records import Mask
+from tnt.core.records import Mask
 
 EOS = 2
 

@@ -14,8 +14,9 @@ from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tnt import models
-from tnt.artifacts import sha256_of
-from tnt.models import BaseParams, RuntimeParams
+from tnt.base import BaseParams, fetch_base
+from tnt.core.hashes import sha256_of
+from tnt.models import RuntimeParams
 
 IDS = torch.tensor([[5, 6, 7]])
 
@@ -144,11 +145,11 @@ def test_missing_folder_is_an_error(tmp_path):
 def test_local_base_is_fetched_if_its_hash_is_the_pinned_one(base, tmp_path):
     params = {"source": "local", "name": str(base)}
     pinned = BaseParams(**params, sha256=sha256_of(base))
-    models.fetch_base(pinned, tmp_path / "copy")
+    fetch_base(pinned, tmp_path / "copy")
     assert torch.equal(logits(models.load(tmp_path / "copy")), logits(tiny.llama()))
     wrong = BaseParams(**params, sha256="0" * 64)
     with pytest.raises(ValueError, match=r"base\.sha256 is .*, but base has .*check --pin"):
-        models.fetch_base(wrong, tmp_path / "copy")
+        fetch_base(wrong, tmp_path / "copy")
 
 
 @pytest.mark.parametrize("source", ["local", "package"])
@@ -160,7 +161,7 @@ def test_base_that_is_no_hub_id_needs_a_hash(source):
 def test_half_precision_base_becomes_float32(base, tmp_path, tokenizer):
     models.save(tiny.llama().bfloat16(), tokenizer, base)
     pinned = BaseParams(source="local", name=str(base), sha256=sha256_of(base))
-    models.fetch_base(pinned, tmp_path / "copy")
+    fetch_base(pinned, tmp_path / "copy")
     expected = dict(tiny.llama().bfloat16().named_parameters())
     for name, weight in models.load(tmp_path / "copy").named_parameters():
         assert weight.dtype == torch.float32
@@ -172,14 +173,14 @@ def test_folder_with_pickled_weights_only_is_refused(base, tmp_path):
     torch.save(tiny.llama().state_dict(), base / "pytorch_model.bin")
     pinned = BaseParams(source="local", name=str(base), sha256=sha256_of(base))
     with pytest.raises(ValueError, match=r"base\.name .* cannot be loaded: .*safetensors"):
-        models.fetch_base(pinned, tmp_path / "copy")
+        fetch_base(pinned, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
 
 
 def test_local_base_that_is_missing_is_an_error(tmp_path):
     params = BaseParams(source="local", name=str(tmp_path / "none"), sha256="0" * 64)
     with pytest.raises(ValueError, match="none does not exist"):
-        models.fetch_base(params, tmp_path / "copy")
+        fetch_base(params, tmp_path / "copy")
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", "a" * 39, "A" * 40, "a" * 40 + "\n"])

@@ -9,15 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tnt.prompts import (
-    PromptSetParams,
-    RawPrompt,
-    Shares,
-    read_file,
-    read_sets,
-    render,
-    split_of,
-)
+from tnt.prompts import PromptSetParams, RawPrompt, Shares, read_file, read_sets, render, split_of
 
 SHARES = Shares(train=0.5, validation=0.2, test=0.3)
 
@@ -118,8 +110,12 @@ def test_files_of_a_set_are_joined_and_ids_may_recur_in_another_set(tmp_path):
     written(tmp_path, line(id="a", input="1"), "replies/one.jsonl")
     written(tmp_path, line(id="b", input="2"), "replies/two.jsonl")
     written(tmp_path, line(id="a", input="3"), "news/one.jsonl")
-    files = {"replies": ["one.jsonl", "two.jsonl"], "news": ["one.jsonl"]}
-    assert [(name, row.input) for name, row in read_sets(files, tmp_path)] == [
+    replies, news = tmp_path / "replies", tmp_path / "news"
+    files = {
+        "replies": [replies / "one.jsonl", replies / "two.jsonl"],
+        "news": [news / "one.jsonl"],
+    }
+    assert [(name, row.input) for name, row in read_sets(files)] == [
         ("replies", "1"),
         ("replies", "2"),
         ("news", "3"),
@@ -129,8 +125,9 @@ def test_files_of_a_set_are_joined_and_ids_may_recur_in_another_set(tmp_path):
 def test_id_in_two_files_of_a_set_is_an_error_that_names_both(tmp_path):
     written(tmp_path, line(id="a", input="1"), "replies/one.jsonl")
     written(tmp_path, line(id="a", input="2"), "replies/two.jsonl")
+    folder = tmp_path / "replies"
     with pytest.raises(ValueError, match=r"two\.jsonl: the id 'a' is also in one\.jsonl"):
-        list(read_sets({"replies": ["one.jsonl", "two.jsonl"]}, tmp_path))
+        list(read_sets({"replies": [folder / "one.jsonl", folder / "two.jsonl"]}))
 
 
 def test_splits_have_about_their_shares():

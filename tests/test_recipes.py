@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Project, lay_out
+from projects import ROOT, Project, lay_out
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-from tnt import project
-from tnt.artifacts import sha256_of
+from tnt.core.hashes import sha256_of
+from tnt.project import checks, resolved
 
 RECIPES = sorted((ROOT / "docs/recipes").glob("*.yaml"))
 LISTED = ("data/lists", "data/annotations")
@@ -21,9 +21,9 @@ LISTED = ("data/lists", "data/annotations")
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_check_accepts_a_recipe(recipe, monkeypatch):
     monkeypatch.chdir(ROOT)
-    loaded = project.load(recipe)
+    loaded = checks.load(recipe)
     assert loaded.rounds
-    assert set(project.resolved(loaded)) >= {("base", "base"), ("r1", "train")}
+    assert set(resolved.resolved(loaded)) >= {("base", "base"), ("r1", "train")}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
@@ -33,7 +33,7 @@ def test_a_recipe_runs_on_a_tiny_model(recipe, tmp_path, bases, environment):
     made.repro("compare")
     found = made.json("data/evaluations/r1/metrics.json")
     assert set(found["gate"]) == {"passed", "reasons"}
-    trained = project.load(recipe).rounds["r1"].detectors
+    trained = checks.load(recipe).rounds["r1"].detectors
     assert set(found["learned"]) == set(trained)
     assert (made.path / "data/report/r1.html").is_file()
 

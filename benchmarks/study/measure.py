@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 
-from tnt import artifacts, detectors, metrics, models, prompts, sampling
+from tnt import detectors, models, prompts, sampling
+from tnt.core import artifacts, hashes
+from tnt.core.params import load_yaml, parse
+from tnt.core.records import Completion, Prompt
+from tnt.detectors import running
 from tnt.detectors.repetition import RepetitionParams
 from tnt.detectors.repetition import build as build_repetition
-from tnt.params import load_yaml, parse
+from tnt.evaluation import metrics
 from tnt.prompts import PromptSetParams
-from tnt.records import Completion, Prompt
 from tnt.sampling import SamplingParams
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +46,7 @@ def flagged(
     completions: Sequence[Completion], found: Mapping[str, detectors.Detect] | None = None
 ) -> set[metrics.Key]:
     """Return the keys of the completions in which detectors find something: the boilerplate's."""
-    flags = detectors.find_flags(found or boilerplate(), completions)
+    flags = running.find_flags(found or boilerplate(), completions)
     return {(f.prompt_id, f.sample) for f in flags}
 
 
@@ -56,7 +59,7 @@ def asked(size: Mapping[str, Any], tokenizer: Any) -> list[Prompt]:
         rows = prompts.read_file(ROOT / "data/prompts" / name / "first.jsonl")
         rendered = [prompts.render(row, name, params, tokenizer) for row in rows]
         of_split = [prompt for prompt in rendered if prompt.split == size["split"]]
-        chosen += prompts.lowest_hashes(of_split, count)
+        chosen += hashes.lowest_hashes(of_split, count)
     return chosen
 
 

@@ -42,13 +42,19 @@ from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 
-from tnt import artifacts, detectors, masking, metrics, models, sampling, training
-from tnt.alignment import decode
-from tnt.batching import by_length, collate
-from tnt.divergence import divergence
-from tnt.masking import MaskParams
-from tnt.records import Completion, Flag, Mask, Prompt
-from tnt.training import TrainParams
+from tnt import detectors, models, sampling
+from tnt.core import artifacts
+from tnt.core.records import Completion, Flag, Mask, Prompt
+from tnt.detectors import running
+from tnt.evaluation import metrics
+from tnt.evaluation.divergence import divergence
+from tnt.losses.batches import collate
+from tnt.masks import flagged
+from tnt.masks.flagged import mask_all
+from tnt.masks.params import MaskParams
+from tnt.models import by_length, decode
+from tnt.training import run
+from tnt.training.params import TrainParams
 
 NAMES = measure.PARAMS["names"]
 BY_SIZE = {
@@ -108,7 +114,7 @@ def draw(completions: Path, flags: Path) -> None:
         samples = NAMES["samples"] if split == "train" else NAMES["test_samples"]
         found += drawn(model, tokenizer, prompts, samples)
     artifacts.write(found, completions, Completion)
-    artifacts.write(detectors.find_flags(unsupported(), found, title="detect"), flags, Flag)
+    artifacts.write(running.find_flags(unsupported(), found, title="detect"), flags, Flag)
 
 
 def cell(name: str, seed: int, out: Path) -> None:
@@ -125,11 +131,11 @@ def cell(name: str, seed: int, out: Path) -> None:
         if number > 1:
             samples = math.ceil(learn["completions"] / len(prompts["train"]))
             said = drawn(model, tokenizer, prompts["train"], samples, seed=number)
-            flags = detectors.find_flags(unsupported(), said, title="detect")
+            flags = running.find_flags(unsupported(), said, title="detect")
         rows = masked(said, flags, tokenizer, learn, prompts["train"])
         learnt = chosen(rows, learn, seed)
         began = time.perf_counter()
-        trained = training.train(
+        trained = run.train(
             model,
             [*learnt, *watched],
             train_params(learn, len(learnt), seed),
@@ -145,7 +151,7 @@ def cell(name: str, seed: int, out: Path) -> None:
                 "stopped": trained.stopped,
             }
         )
-        training.forget(WORK / f"{name}-{seed}")
+        run.forget(WORK / f"{name}-{seed}")
     original, _ = start()
     flagged = [row for row in learnt if any(row.negative_mask)]
     result = {
@@ -171,7 +177,7 @@ def masked(
     """Return the masks of the prompts' completions."""
     wanted = {p.prompt_id for p in prompts}
     params = MaskParams(span_tokens=learn["span_tokens"], after_negative=learn["after_negative"])
-    return masking.mask_all(
+    return flagged.mask_all(
         [c for c in said if c.prompt_id in wanted],
         [f for f in flags if f.prompt_id in wanted],
         tokenizer,
@@ -257,8 +263,8 @@ def beginnings(
     Those others are unflagged words with a capital, the first of a sentence included.
     """
     params = MaskParams(span_tokens="first", after_negative="keep")
-    invented = masking.mask_all(base, flags, tokenizer, params)
-    flagged = masking.mask_all(base, flags, tokenizer, replace(params, span_tokens="all"))
+    invented = mask_all(base, flags, tokenizer, params)
+    flagged = mask_all(base, flags, tokenizer, replace(params, span_tokens="all"))
     begins = tokens_like(CAPITAL, base, tokenizer)
     given = [
         replace(

@@ -23,8 +23,8 @@ import train
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from tnt import artifacts
-from tnt.records import Completion, Mask, Prompt
+from tnt.core import artifacts
+from tnt.core.records import Completion, Mask, Prompt
 
 
 class TokenPairs(DPOTrainer):

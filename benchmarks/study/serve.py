@@ -27,11 +27,14 @@ import measure
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from tnt import artifacts, detectors, models, sampling
-from tnt.alignment import decode
-from tnt.masking import MaskParams, mask_all
-from tnt.params import load_yaml
-from tnt.records import Completion, Flag, Prompt
+from tnt import detectors, models, sampling
+from tnt.core import artifacts
+from tnt.core.params import load_yaml
+from tnt.core.records import Completion, Flag, Prompt
+from tnt.detectors import running
+from tnt.masks.flagged import mask_all
+from tnt.masks.params import MaskParams
+from tnt.models import decode
 
 SERVE = measure.PARAMS["serve"]
 LIMIT = measure.DRAW.max_new_tokens
@@ -173,7 +176,7 @@ def first_flagged(
     answers: Sequence[Completion], tokenizer: Any, found: Mapping[str, detectors.Detect]
 ) -> dict[str, int]:
     """Return, by prompt id, where in a flagged answer's tokens the first flagged one stands."""
-    flags = detectors.find_flags(found, answers)
+    flags = running.find_flags(found, answers)
     masks = mask_all(answers, flags, tokenizer, MaskParams(span_tokens="first"))
     return {m.prompt_id: m.negative_mask.index(True) for m in masks if any(m.negative_mask)}
 

@@ -20,9 +20,11 @@ from typing import Any
 
 import measure
 
-from tnt import artifacts, training
-from tnt.records import Completion, Mask, Prompt
-from tnt.training import Trained, TrainParams
+from tnt.core import artifacts
+from tnt.core.records import Completion, Mask, Prompt
+from tnt.training import run
+from tnt.training.params import TrainParams
+from tnt.training.run import Trained
 
 WORK = Path("work")
 
@@ -74,8 +76,8 @@ def trained_on(
     same = f"{size['split']}-{size['summaries']}-{seed}" + ("-clean" if loss == "sft_clean" else "")
     workdir = WORK / same / name
     watched = frozenset(row.prompt_id for row in held_out)
-    trained = training.train(model, [*learnt, *held_out], params, workdir=workdir, held_out=watched)
-    training.forget(workdir)
+    trained = run.train(model, [*learnt, *held_out], params, workdir=workdir, held_out=watched)
+    run.forget(workdir)
     return trained
 
 

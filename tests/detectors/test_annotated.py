@@ -8,6 +8,7 @@ import pytest
 
 from tnt import detectors
 from tnt.detectors.span import Span
+from tnt.project import pins
 
 ROWS = [
     {"text": "Good cake, bad tea.", "spans": [{"start": 11, "end": 18, "label": "rude"}]},
@@ -56,4 +57,4 @@ def test_bad_params_are_errors(config, message):
 def test_what_it_reads_lies_where_dvc_follows_it(tmp_path):
     config = {"kind": "annotations", "file": str(tmp_path / "people.jsonl")}
     with pytest.raises(ValueError, match="lies under data/lists or data/annotations"):
-        detectors.input_files("people", config)
+        pins.input_files("people", config)

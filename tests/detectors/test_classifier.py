@@ -28,13 +28,14 @@ from transformers import (
     T5ForTokenClassification,
 )
 
-from tnt import detectors, project
-from tnt.artifacts import sha256_of
-from tnt.detectors import classifier
+from tnt import detectors
+from tnt.core.hashes import sha256_of
+from tnt.core.params import load_yaml
+from tnt.core.records import Completion
+from tnt.detectors import classifier, running
 from tnt.detectors.classifier import ClassifierParams, build
 from tnt.detectors.span import Span
-from tnt.params import load_yaml
-from tnt.records import Completion
+from tnt.project import checks
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "docs" / "recipes" / "toxicity.yaml"
@@ -578,7 +579,7 @@ def test_hub_model_is_taken_from_the_cache_or_missed_in_one_line(toxic, tmp_path
 
 def test_recipe_is_valid_and_its_detector_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert [*project.load(RECIPE).rounds] == ["r1"]
+    assert [*checks.load(RECIPE).rounds] == ["r1"]
     config = load_yaml(RECIPE)["detectors"]["toxicity"]
     labels = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
     words = {"idiot": "toxic", "fool": "toxic"}
@@ -589,5 +590,5 @@ def test_recipe_is_valid_and_its_detector_runs(tmp_path, monkeypatch):
         Completion("p/1", sample, "base", "in", [1], [2], text, True)
         for sample, text in enumerate(["A nice day.", TEXT])
     ]
-    flags = detectors.find_flags({"toxicity": detectors.build("toxicity", config)}, rows)
+    flags = running.find_flags({"toxicity": detectors.build("toxicity", config)}, rows)
     assert [(flag.sample, flag.text, flag.label) for flag in flags] == [(1, "idiot", "toxic")]

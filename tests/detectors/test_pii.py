@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tnt import detectors, project
-from tnt.detectors import pii
+from tnt import detectors
+from tnt.core.params import load_yaml
+from tnt.core.records import Completion
+from tnt.detectors import pii, running
 from tnt.detectors.pii import ENTITIES, PiiParams, build
 from tnt.detectors.span import Span
-from tnt.params import load_yaml
-from tnt.records import Completion
+from tnt.project import checks
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "docs" / "recipes" / "pii.yaml"
@@ -193,12 +194,12 @@ def test_params_that_cannot_work_are_refused(changes):
 
 def test_recipe_is_valid_and_its_detector_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert [*project.load(RECIPE).rounds] == ["r1"]
+    assert [*checks.load(RECIPE).rounds] == ["r1"]
     config = load_yaml(RECIPE)["detectors"]["pii"]
     assert tuple(config["entities"]) == ENTITIES
     text = "Thanks Sarah! Yours, Peter Smith, 0121 496 0123"
     row = Completion("p/1", 0, "base", "Sarah is late again.", [1], [2], text, True)
-    flags = detectors.find_flags({"pii": detectors.build("pii", config)}, [row])
+    flags = running.find_flags({"pii": detectors.build("pii", config)}, [row])
     assert {(flag.text, flag.label) for flag in flags} == {
         ("Peter Smith", "PERSON"),
         ("0121 496 0123", "PHONE_NUMBER"),

@@ -8,10 +8,13 @@ import sys
 import pytest
 
 from tnt import detectors
-from tnt.artifacts import sha256_of
-from tnt.detectors import DetectorsParams, build, build_pinned, find_flags, input_files
+from tnt.core.hashes import sha256_of
+from tnt.core.records import Completion
+from tnt.detectors import build
+from tnt.detectors.pinned import DetectorsParams, build_pinned
+from tnt.detectors.running import find_flags
 from tnt.detectors.span import Span
-from tnt.records import Completion
+from tnt.project.pins import input_files
 
 PLUGIN = """\
 from pydantic.dataclasses import dataclass

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
-from tnt.annotations import read_annotations
+from tnt.annotations.files import read_annotations
+from tnt.core.params import STRICT
 from tnt.detectors.span import Span
-from tnt.params import STRICT
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -21,7 +21,7 @@ class AnnotationsParams:
     """Whose word is taken, and for what."""
 
     file: str
-    """JSON Lines or Label Studio's export, under `data/annotations/`; see tnt/annotations.py."""
+    """JSON Lines or Label Studio's export, under `data/annotations/`; see `tnt.annotations`."""
     corrective: bool = False
     """Whether rounds also train on the corrected texts, as T5Patches' corrective training does."""
 

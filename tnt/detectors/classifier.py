@@ -31,9 +31,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from tnt.artifacts import sha256_of
+from tnt.core.errors import did_you_mean
+from tnt.core.hashes import sha256_of
+from tnt.core.params import STRICT
 from tnt.detectors.span import Span
-from tnt.params import STRICT, did_you_mean
 
 _SENTENCE = re.compile(r"\S[^\n]*?(?:(?<![.!?…])[.!?…]+[\"'”’»)\]]*(?=\s|\Z)|[。！？]+|(?=\n|\Z))")  # noqa: RUF001
 _MARKS = re.escape(string.punctuation + "“”„‘’«»…–—¿¡。，！？、")  # noqa: RUF001

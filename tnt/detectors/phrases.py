@@ -17,8 +17,8 @@ from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
+from tnt.core.params import STRICT
 from tnt.detectors.span import Span
-from tnt.params import STRICT
 
 _APOSTROPHES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'", "\uff07": "'"})
 """Character for character, so that offsets stay what they are."""

@@ -20,9 +20,10 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from tnt.detectors.entities import is_package_of_model
+from tnt.core.errors import did_you_mean
+from tnt.core.params import STRICT, load_yaml
+from tnt.detectors.spacy_models import is_package_of_model
 from tnt.detectors.span import Span
-from tnt.params import STRICT, did_you_mean, load_yaml
 
 ENTITIES = (
     "PERSON",

@@ -14,8 +14,8 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from tnt.core.params import STRICT
 from tnt.detectors.span import Span
-from tnt.params import STRICT
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")

@@ -5,7 +5,7 @@ Under DVC, a stage ends with the dvc that started it; so from here on, before th
 
 import os
 
-from tnt.tether import end_with_parent
+from tnt.core.tether import end_with_parent
 
 if "DVC_STAGE" in os.environ:
     end_with_parent()

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tnt import models
-from tnt.models import BaseParams
-from tnt.runs import command
+from tnt.base import BaseParams, fetch_base
+from tnt.core.command import command
 
 
 def base(model_path: Path, *, params: BaseParams) -> None:
     """Write the base model and its tokenizer."""
-    models.fetch_base(params, model_path)
+    fetch_base(params, model_path)
 
 
 if __name__ == "__main__":

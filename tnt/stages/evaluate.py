@@ -9,38 +9,29 @@ Measures the round's own detectors and its ancestors', how much else moved, and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from tnt import (
-    artifacts,
-    detectors,
-    expectations,
-    gate,
-    masking,
-    metrics,
-    models,
-    prompts,
-    validation,
-)
-from tnt.detectors import DetectorsParams, repetition
-from tnt.detectors.repetition import RepetitionParams
-from tnt.divergence import divergence
-from tnt.gate import GateParams
-from tnt.masking import MaskParams
+from tnt import models
+from tnt.core import artifacts, validation
+from tnt.core.command import command
+from tnt.core.expected import FINITE, ROUND_OFF, SHARE, SHARES, suite, true
+from tnt.core.params import STRICT
+from tnt.core.records import BASE, Completion, Prompt
+from tnt.core.validation import Expected, Suite
+from tnt.detectors import pinned, running
+from tnt.detectors.pinned import DetectorsParams
+from tnt.evaluation import gate, metrics
+from tnt.evaluation.measures import SIDES, changes, divergences, key_of, quality, similarity
+from tnt.evaluation.params import GateParams
+from tnt.masks.params import MaskParams
 from tnt.models import RuntimeParams
-from tnt.params import STRICT
-from tnt.records import Completion, Flag, Mask, Prompt
-from tnt.runs import command
-
-Key = tuple[str, int]
-SIDES = ("base", "before", "after")
-"""The base's completions, the parent's and the round's."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -84,136 +75,107 @@ def evaluate(
             f"{prompts_path} lacks {unknown[0]!r}, which has completions. Run `dvc repro`, which "
             "makes both again."
         )
-    found, _ = detectors.build_pinned(params.detectors)
+    found, _ = pinned.build_pinned(params.detectors)
     sides = dict(zip(SIDES, (base, before, after), strict=True))
     flags = {
-        side: detectors.find_flags(found, sides[side], title=f"detect in {side}")
+        side: running.find_flags(found, sides[side], title=f"detect in {side}")
         for side in ("before", "after")
     }
     first_round = base_completions_path == parent_completions_path
-    flags["base"] = flags["before"] if first_round else detectors.find_flags(found, base)
+    flags["base"] = flags["before"] if first_round else running.find_flags(found, base)
     names = sorted({c.prompt_set for c in before})
-    parent_name = parent_model_path.name
     report: dict[str, Any] = {
         "round": own_model_path.name,
-        "parent": parent_name,
-        "learned": _changes(
+        "parent": parent_model_path.name,
+        "learned": changes(
             found,
             [[c for c in side if c.prompt_set in params.learned] for side in sides.values()],
             flags,
         ),
         "sets": {},
     }
-    own_flags = {_key(f) for f in flags["before"] if f.detector in params.own}
+    own_flags = {key_of(f) for f in flags["before"] if f.detector in params.own}
     device = models.use(params.runtime)
     updated = models.load(own_model_path, device=device)
     original = models.load(parent_model_path, device=device)
-    tokenizer = models.load_tokenizer(parent_model_path)
-    moved = _divergences(original, updated, tokenizer, before, flags["before"], params, parent_name)
+    divergences_from = partial(
+        divergences,
+        updated=updated,
+        tokenizer=models.load_tokenizer(parent_model_path),
+        mask=params.mask,
+        prompts_per_set=params.divergence_prompts,
+        batch_size=params.divergence_batch_size,
+    )
+    moved = divergences_from(
+        original, completions=before, flags=flags["before"], name=parent_model_path.name
+    )
     from_base = moved
     if base_model_path != parent_model_path:
         del original
         first = models.load(base_model_path, device=device)
-        from_base = _divergences(first, updated, tokenizer, base, flags["base"], params, "base")
+        from_base = divergences_from(first, completions=base, flags=flags["base"], name=BASE)
     for name in names:
         of_set = [[c for c in side if c.prompt_set == name] for side in (base, before, after)]
         report["sets"][name] = {
-            "detectors": _changes(found, of_set, flags),
-            **_similarity(of_set[1], of_set[2], own_flags),
+            "detectors": changes(found, of_set, flags),
+            **similarity(of_set[1], of_set[2], own_flags),
             "divergence": moved[name],
             "divergence_from_base": from_base[name],
             "quality": {
-                side: _quality(completions, references)
+                side: quality(completions, references)
                 for side, completions in zip(SIDES, of_set, strict=True)
             },
         }
     report = metrics.rounded(report)
-    validation.validate(expectations.metrics(report), metrics_path)
+    validation.validate(metrics_suite(report), metrics_path)
     reasons = gate.judge(report, params.gate, params.inherited)
     report["gate"] = {"passed": not reasons, "reasons": "; ".join(reasons)}
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     artifacts.write_text(text, metrics_path)
 
 
-def _changes(
-    names: Iterable[str], sides: list[list[Completion]], flags: dict[str, list[Flag]]
-) -> dict[str, Any]:
-    """Return, per detector, the flag rates of base, parent and round, and the paired test."""
-    completions = dict(zip(SIDES, sides, strict=True))
-    before, after = completions["before"], completions["after"]
-    changes = {}
-    for name in names:
-        keys = {side: {_key(f) for f in flags[side] if f.detector == name} for side in SIDES}
-        rates = {side: metrics.flag_rate(completions[side], keys[side]) for side in SIDES}
-        unchanged = metrics.clean_unchanged(before, after, keys["before"])
-        changes[name] = {
-            **rates,
-            "change": metrics.change(before, after, keys["before"], keys["after"]),
-            "clean_unchanged": unchanged,
+def metrics_suite(report: Mapping[str, Any]) -> Suite:
+    """Return what is expected of a round's metrics: numbers that are finite and in range."""
+    table = [
+        {
+            "metric": "/".join(path),
+            "finite": math.isfinite(value),
+            "in_range": low <= value <= high,
         }
-    return changes
+        for path, value in _numbers(report)
+        for low, high in [_bounds(path)]
+    ]
+    bug = "This is a fault in the measurement: please report it with the file."
+    return suite(
+        "metrics",
+        ("metric",),
+        table,
+        Expected("TableRowCountToBeBetween", bug, {"min_value": 1}),
+        true("finite", bug),
+        true("in_range", bug),
+    )
 
 
-def _similarity(
-    before: list[Completion], after: list[Completion], flagged: set[Key]
-) -> dict[str, Any]:
-    """Return how alike new and old completions are: all of them, and the originally clean ones."""
-    old = {(c.prompt_id, c.sample): c.text for c in before}
-    new = {(c.prompt_id, c.sample): c.text for c in after}
-    clean = [key for key in old if key not in flagged]
-    return {
-        "clean_unchanged": metrics.clean_unchanged(before, after, flagged),
-        "similarity": metrics.similarity(list(old.values()), [new[key] for key in old]),
-        "similarity_clean": metrics.similarity(
-            [old[key] for key in clean], [new[key] for key in clean]
-        ),
-    }
+def _bounds(path: tuple[str, ...]) -> tuple[float, float]:
+    """Return between what a metric must lie, given the keys that lead to it."""
+    if path[-1] in SHARES:
+        return SHARE
+    if path[-1] == "bleu":
+        return 0.0, 100.0 + ROUND_OFF
+    if path[-1] == "difference":
+        return -1.0, 1.0
+    return (-ROUND_OFF if path[-2:-1] and path[-2].startswith("divergence") else 0.0), FINITE[1]
 
 
-def _quality(
-    completions: list[Completion], references: dict[str, str | None]
-) -> dict[str, float | None]:
-    """Return what may get worse unflagged: length, end, loops, closeness to references."""
-    loops = detectors.find_flags({"loops": repetition.build(RepetitionParams())}, completions)
-    return {
-        **metrics.length_and_finish(completions),
-        "repetition": metrics.flag_rate(completions, {_key(f) for f in loops}).rate,
-        "rouge_l_to_references": metrics.rouge_l_to_references(
-            [c.text for c in completions], [references[c.prompt_id] for c in completions]
-        ),
-    }
-
-
-def _divergences(
-    original: Any,
-    updated: Any,
-    tokenizer: Any,
-    completions: list[Completion],
-    flags: list[Flag],
-    params: EvaluateStageParams,
-    name: str,
-) -> dict[str, dict[str, Any]]:
-    """Return how far `updated` is from `original`, by prompt set, on the latter's completions."""
-    masks = masking.mask_all(completions, flags, tokenizer, params.mask)
-    by_set: dict[str, list[Mask]] = {}
-    for completion, mask in zip(completions, masks, strict=True):
-        by_set.setdefault(completion.prompt_set, []).append(mask)
-    return {
-        prompt_set: asdict(
-            divergence(
-                original,
-                updated,
-                prompts.lowest_hashes(members, params.divergence_prompts),
-                batch_size=params.divergence_batch_size,
-                title=f"divergence from {name} on {prompt_set}",
-            )
-        )
-        for prompt_set, members in by_set.items()
-    }
-
-
-def _key(flag: Flag) -> Key:
-    return flag.prompt_id, flag.sample
+def _numbers(
+    value: Any, path: tuple[str, ...] = ()
+) -> Iterable[tuple[tuple[str, ...], float | int]]:
+    """Yield every number in nested mappings with the keys that lead to it."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from _numbers(below, (*path, str(key)))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path, value
 
 
 if __name__ == "__main__":

@@ -8,17 +8,24 @@ Where people corrected a completion, and the round is to learn from that, their 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
-from tnt import artifacts, corrections, expectations, masking, models, validation
-from tnt.annotations import read_corrections
-from tnt.masking import MaskParams
-from tnt.params import STRICT
-from tnt.records import Completion, Flag, Mask
-from tnt.runs import command
+from tnt import models
+from tnt.annotations.files import read_corrections
+from tnt.core import artifacts, validation
+from tnt.core.command import command
+from tnt.core.expected import ROUND_OFF, one_of, suite, true, unique
+from tnt.core.params import STRICT
+from tnt.core.records import Completion, Flag, Mask
+from tnt.core.validation import Expected, Suite
+from tnt.masks import flagged
+from tnt.masks.corrected import corrected_masks
+from tnt.masks.params import MaskParams
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -47,18 +54,88 @@ def mask(
     tokenizer = models.load_tokenizer(model_path)
     completions = artifacts.read(completions_path, Completion)
     flags = artifacts.read(flags_path, Flag)
-    masks = masking.mask_all(
+    masks = flagged.mask_all(
         tqdm(completions, desc="mask", unit="completion"), flags, tokenizer, params.mask
     )
     if params.corrections:
-        corrected = corrections.corrected_masks(
-            completions, read_corrections(params.corrections), tokenizer
-        )
+        corrected = corrected_masks(completions, read_corrections(params.corrections), tokenizer)
         print(f"{len(corrected)} of the {len(completions)} completions have a correction.")
         masks += corrected
-    suite = expectations.masks(masks, completions, flags, params.negative_share)
+    suite = masks_suite(masks, completions, flags, params.negative_share)
     validation.validate(suite, masks_path)
     artifacts.write(masks, masks_path, Mask)
+
+
+def masks_suite(
+    rows: Sequence[Mask],
+    completions: Sequence[Completion],
+    flags: Sequence[Flag],
+    bounds: tuple[float, float],
+) -> Suite:
+    """Return what is expected of masks.
+
+    Args:
+        rows: The masks.
+        completions: What they are about.
+        flags: What made tokens negative.
+        bounds: Least and greatest share of negative tokens in the tokens of all completions.
+    """
+    of = {(c.prompt_id, c.sample): c for c in completions}
+    flagged: dict[tuple[str, int], bool] = {}
+    for flag in flags:
+        key = (flag.prompt_id, flag.sample)
+        flagged[key] = flagged.get(key, False) or bool(flag.text.strip())
+    table, tokens = [], 0
+    for row in rows:
+        key = (row.prompt_id, row.sample)
+        completion = of.get(key)
+        own = row.source == "generated"
+        tokens += len(row.completion_ids) if own else 0
+        both = [a and b for a, b in zip(row.negative_mask, row.kept_mask, strict=False)]
+        table.append(
+            {
+                **{name: getattr(row, name) for name in Mask.KEY},
+                "generated": int(own),
+                "of_a_completion": completion is not None
+                and row.prompt_ids == completion.prompt_ids
+                and (not own or row.completion_ids == completion.completion_ids),
+                "length_difference": max(
+                    abs(len(mask) - len(row.completion_ids))
+                    for mask in (row.negative_mask, row.kept_mask)
+                ),
+                "negative_and_kept": sum(both),
+                "negative": sum(row.negative_mask),
+                "negative_if_flagged": any(row.negative_mask) == (own and flagged.get(key, False)),
+            }
+        )
+    again = "Delete the file and run `dvc repro`, which makes it again."
+    low, high = bounds
+    return suite(
+        "masks",
+        Mask.KEY,
+        table,
+        Expected("TableRowCountToBeBetween", "Give the round prompts.", {"min_value": 1}),
+        Expected(
+            "ColumnSumToBeBetween",
+            again,
+            {"column": "generated", "min_value": len(completions), "max_value": len(completions)},
+        ),
+        unique(Mask.KEY, again),
+        true("of_a_completion", again),
+        one_of("length_difference", [0], again),
+        one_of("negative_and_kept", [0], again),
+        true("negative_if_flagged", "Run detect and mask on the same completions.parquet."),
+        Expected(
+            "ColumnSumToBeBetween",
+            f"Of {tokens} completion tokens between {low:.0%} and {high:.0%} may be negative: "
+            "correct the detectors, or expect.min_negative_share and expect.max_negative_share.",
+            {
+                "column": "negative",
+                "min_value": math.ceil(low * tokens - ROUND_OFF),
+                "max_value": math.floor(high * tokens + ROUND_OFF),
+            },
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -11,18 +11,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tnt import project
-from tnt.artifacts import write_text
-from tnt.params import dump_yaml
-from tnt.runs import command
+from tnt.core.artifacts import write_text
+from tnt.core.command import command
+from tnt.core.params import dump_yaml
+from tnt.project import checks, resolved
 
 
 def resolve(resolved_path: Path, params_path: Path) -> None:
     """Write `<round>/<stage>.yaml` for every stage of every round."""
-    loaded = project.load(params_path)
-    project.refuse_stray_folders(loaded.rounds)
-    project.check_prompts(loaded)
-    found = project.resolved(loaded)
+    loaded = checks.load(params_path)
+    checks.refuse_stray_folders(loaded.rounds)
+    checks.check_prompts(loaded)
+    found = resolved.resolved(loaded)
     shutil.rmtree(resolved_path, ignore_errors=True)
     for (round_name, stage), values in found.items():
         write_text(dump_yaml(values), resolved_path / round_name / f"{stage}.yaml")

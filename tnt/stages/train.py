@@ -11,19 +11,26 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from tnt import artifacts, expectations, models, training, validation
-from tnt.imports import closure
+from tnt import models
+from tnt.core import artifacts, hashes, validation
+from tnt.core.command import command
+from tnt.core.expected import FINITE, SHARE, SHARES, number, suite, true
+from tnt.core.imports import closure
+from tnt.core.params import STRICT
+from tnt.core.records import Mask, Prompt
+from tnt.core.validation import Expected, Suite
 from tnt.models import RuntimeParams
-from tnt.params import STRICT
-from tnt.records import Mask, Prompt
-from tnt.runs import command
-from tnt.training import StepLog, TrainParams
+from tnt.training import run
+from tnt.training.params import TrainParams
+from tnt.training.run import StepLog
 
 WORK = Path("work")
 ROOT = Path(__file__).parents[2]
@@ -58,14 +65,14 @@ def train(
         models.copy_parent(parent_path, model_path)
     else:
         device = models.use(params.runtime)
-        inputs = [artifacts.sha256_of(path) for path in (parent_path, prompts_path, masks_path)]
-        code = [artifacts.sha256_of(ROOT / path) for path in closure(Path(__file__), ROOT)]
-        workdir = WORK / model_path.name / training.fingerprint(*inputs, *code, repr(params))
+        inputs = [hashes.sha256_of(path) for path in (parent_path, prompts_path, masks_path)]
+        code = [hashes.sha256_of(ROOT / path) for path in closure(Path(__file__), ROOT)]
+        workdir = WORK / model_path.name / run.fingerprint(*inputs, *code, repr(params))
         original = models.load(parent_path, device=device)
         models.refuse_unknown(
             original, ((m.prompt_id, m.prompt_ids + m.completion_ids) for m in masks)
         )
-        trained = training.train(
+        trained = run.train(
             original,
             masks,
             params.train,
@@ -81,9 +88,9 @@ def train(
             models.save_adapter(updated, tokenizer, model_path, parent=parent_path)
         else:
             models.save(updated, tokenizer, model_path)
-        training.forget(workdir)
+        run.forget(workdir)
     rows = [asdict(log) for log in logs]
-    suite = expectations.training(rows, [field.name for field in fields(StepLog)])
+    suite = training_suite(rows, [field.name for field in fields(StepLog)])
     validation.validate(suite, log_path)
     artifacts.write_text(_csv(logs), log_path)
 
@@ -91,7 +98,7 @@ def train(
 def _validate_model(model: Any, path: Path, folder: Path) -> None:
     """Check the weights; the result goes where `compare` finds it."""
     weights = ((name, bool(w.isfinite().all())) for name, w in model.named_parameters())
-    validation.validate(expectations.model(weights), path, folder)
+    validation.validate(model_suite(weights), path, folder)
 
 
 def _csv(logs: list[StepLog]) -> str:
@@ -102,6 +109,50 @@ def _csv(logs: list[StepLog]) -> str:
         values = asdict(log).items()
         writer.writerow({name: None if v is None else round(v, 6) for name, v in values})
     return text.getvalue()
+
+
+def training_suite(rows: Sequence[Mapping[str, float | None]], columns: Sequence[str]) -> Suite:
+    """Return what is expected of a training log, which is empty where nothing was flagged.
+
+    What starts with `validation_` is measured now and then, and None in between.
+    """
+    watched = [name for name in columns if name.startswith("validation_")]
+    columns = [name for name in columns if name not in watched]
+    table = [
+        {
+            "in_order": row["step"] == number,
+            "finite_where_watched": all(
+                math.isfinite(value) for name in watched if (value := row[name]) is not None
+            ),
+            **{name: row[name] for name in columns},
+        }
+        for number, row in enumerate(rows)
+    ]
+    diverged = "Lower train.learning_rate or train.negative_weight."
+    return suite(
+        "training",
+        ("step",),
+        table,
+        true("in_order", "Delete the folder of the round in work/ and run `dvc repro`."),
+        true("finite_where_watched", diverged),
+        *[
+            expected
+            for name in columns
+            for expected in number(name, SHARE if name in SHARES else FINITE, diverged)
+        ],
+    )
+
+
+def model_suite(weights: Iterable[tuple[str, bool]]) -> Suite:
+    """Return what is expected of a trained model: `weights` is name, whether it is finite."""
+    return suite(
+        "model",
+        ("weight",),
+        [{"weight": name, "finite": finite} for name, finite in weights],
+        Expected("TableRowCountToBeBetween", "Train it again.", {"min_value": 1}),
+        Expected("ColumnValuesToBeUnique", "Train it again.", {"column": "weight"}),
+        true("finite", "Lower train.learning_rate or train.negative_weight."),
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,188 @@
+"""The report: whatever a model says is shown as text."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tnt.core.records import Completion, Flag
+from tnt.report import examples, site
+
+HOSTILE = """<script>alert("x")</script> {{ 7*7 }} {% raw %} </td></table> '">&amp; 😀"""
+
+
+def completion(text, ids=(1,)):
+    return Completion("p/<b>", 0, "m", HOSTILE, [1], list(ids), text, True)
+
+
+def flag(start, end, detector="d"):
+    return Flag("p/<b>", 0, detector, "", start, end, "", 1.0)
+
+
+def rate(flagged, total):
+    return {"flagged": flagged, "total": total, "rate": flagged / total, "low": 0.1, "high": 0.9}
+
+
+def page(pairs, name="r1"):
+    change = {"before": rate(5, 10), "after": rate(1, 10), "change": PAIRED}
+    found = {
+        "detectors": {"d<i>": change},
+        "clean_unchanged": rate(3, 4),
+        "similarity": {"exact_match": 0.5, "bleu": 90.0, "rouge_l": 0.8},
+        "similarity_clean": {"exact_match": 0.75, "bleu": 98.5, "rouge_l": None},
+        "divergence": {"forward": 0.0125, "reverse": 0.0126, "negative_mass": None},
+        "divergence_from_base": {"forward": 0.02, "reverse": 0.03, "negative_mass": 0.25},
+        "quality": {},
+    }
+    metrics = {
+        "learned": {"d<i>": change},
+        "sets": {"replies": found},
+        "gate": {"passed": False, "reasons": "too <much>"},
+    }
+    return site.RoundPage(
+        name=name,
+        parent="base",
+        detectors=["d<i>"],
+        metrics=metrics,
+        examples=pairs,
+        looked_for=["d<i>", HOSTILE],
+        learned_from={"replies": 4},
+    )
+
+
+PAIRED = {"difference": -0.4, "fixed": 4, "broken": 0, "p_value": 0.0123}
+STEP = {"step": 0.0, "negative_loss": 1.0, "negative_mass": 0.5, "kept_loss": 0.0}
+
+
+def data(pages, **changes):
+    """Return what `compare` hands on."""
+    row = {
+        "model": "r1",
+        "prompt_set": "replies",
+        "detector": "d<i>",
+        "flagged": 1,
+        "total": 10,
+        "flag_rate": 0.1,
+        "low": 0.02,
+        "high": 0.4,
+        "change": PAIRED,
+    }
+    rounds = [
+        {
+            "name": p.name,
+            "parent": p.parent,
+            "detectors": p.detectors,
+            "learned": ["replies"],
+            "metrics": p.metrics,
+            "training": [STEP],
+        }
+        for p in pages
+    ]
+    return {
+        "rounds": rounds,
+        "rows": [row],
+        "probe": {},
+        "split": "test",
+        "validated": [],
+        "params": {
+            p.name: {"train.epochs": str(n), "train.seed": "0"} for n, p in enumerate(pages)
+        },
+        "base": {"compare.split": "<test>"},
+        "hashes": [{"path": "rounds/r1/masks.parquet", "sha256": "ab" * 32}],
+        **changes,
+    }
+
+
+def written(pages, folder, **changes):
+    site.write(pages, data(pages, **changes), folder)
+    return {
+        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8")
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_hostile_text_is_data_and_not_markup(tmp_path):
+    """tests/report/test_browser_round.py shows it; this holds without a browser, too."""
+    pairs = examples.pair(
+        [completion(HOSTILE)], [completion(HOSTILE, [2])], [flag(0, 8, HOSTILE)], []
+    )
+    text = written([page(pairs)], tmp_path)["r1.html"]
+    own = re.findall(r"</?script[^>]*>", text)
+    assert own == [
+        '<script type="application/json" id="data">',
+        "</script>",
+        "<script>",
+        "</script>",
+    ]
+    embedded = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+    assert not set("<>&'") & set(embedded)
+    [row] = json.loads(embedded)["examples"]
+    assert row["input"] == HOSTILE
+    assert [piece[0] for piece in row["before"][:1]] + row["before"][1:] == [
+        HOSTILE[:8],
+        HOSTILE[8:],
+    ]
+    assert "&lt;script&gt;" in text  # in a detector's name
+    assert "{{ 7*7 }}" in text
+
+
+def test_index_escapes_and_links_every_round(tmp_path):
+    pages = [page([]), page([], "r2")]
+    files = written(pages, tmp_path, probe={"r1": rate(1, 4)})
+    assert {name for name in files if name.endswith(".html")} == {
+        "index.html", "r1.html", "r2.html",
+    }  # fmt: skip
+    assert {"r1.csv", "r2.csv"} < {*files}
+    index = files["index.html"]
+    assert 'href="r1.html"' in index
+    assert 'href="r2.html"' in index
+    assert "r1: d&lt;i&gt; in replies fell from 50% to 10% (95% interval 10% to 90%)" in index
+    assert "<b>Gate failed:</b> too &lt;much&gt;." in index
+    assert "25.0%" in index  # of the probe
+    assert "&lt;test&gt;" in index
+    assert f'title="{"ab" * 32}">abababababab<' in index
+    assert "<i>" not in index
+    for name in files:
+        if name.startswith("pictures/"):
+            assert name in index
+
+
+def test_params_that_differ_stand_apart(tmp_path):
+    index = written([page([]), page([], "r2")], tmp_path)["index.html"]
+    assert index.index("What differs between rounds") < index.index("train.epochs")
+    assert index.index("train.epochs") < index.index("All other params") < index.index("train.seed")
+
+
+def test_tables_are_csv_beside_the_pages(tmp_path):
+    files = written([page([])], tmp_path)
+    assert files["flag_rates.csv"].splitlines()[1] == (
+        "r1,base,replies,d<i>,1,10,0.1,0.02,0.4,-0.4,4,0,0.0123"
+    )
+    assert files["similarity.csv"].splitlines()[1].startswith("r1,base,replies,4,0.75,0.1,0.9,0.5,")
+
+
+def test_index_is_made_again_from_its_data(tmp_path):
+    """As `tnt report` does: the same bytes, without running compare."""
+    files = written([page([])], tmp_path)
+    (tmp_path / "index.html").unlink()
+    site.write_index(json.loads(files[site.DATA]), tmp_path)
+    assert (tmp_path / "index.html").read_text(encoding="utf-8") == files["index.html"]
+
+
+def test_page_stands_alone(tmp_path):
+    for name, text in written([page([])], tmp_path).items():
+        if name.endswith(".html"):
+            assert "http:" not in text
+            assert "https:" not in text
+            assert all(path.startswith("pictures/") for path in re.findall(r'src="([^"]*)', text))
+
+
+def test_value_that_is_missing_is_an_error_and_no_empty_cell(tmp_path):
+    given = data([page([])])
+    del given["probe"]
+    with pytest.raises(Exception, match="'probe'"):
+        site.write([page([])], given, tmp_path)
+    assert not (tmp_path / "index.html").exists()

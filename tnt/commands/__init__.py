@@ -1,0 +1,1 @@
+"""One module per command: `tnt X` is `tnt/commands/X.py`."""

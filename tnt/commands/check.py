@@ -1,0 +1,86 @@
+"""What can be checked before anything runs, in one line each."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from pathlib import Path
+from typing import Any
+
+from tnt.core import records
+from tnt.core.hashes import sha256_of
+from tnt.core.params import edited, load_yaml
+from tnt.project import checks, layout, resolved, wiring
+from tnt.report import probe
+from tnt.rounds import staleness
+from tnt.rounds.programs import Busy
+
+
+def check() -> str:
+    """Check the params, prompt files and data folders, and the model's context if it is there.
+
+    Raises:
+        ValueError: The first thing that is wrong.
+    """
+    loaded = checks.load()
+    wiring.refuse_unwired(load_yaml(layout.PIPELINE).get("stages") or {})
+    checks.refuse_stray_folders(loaded.rounds)
+    tokenizer = config = None
+    base = layout.model(records.BASE)
+    if (base / "config.json").is_file():
+        from transformers import AutoConfig
+
+        from tnt import models
+
+        tokenizer = models.load_tokenizer(base)
+        config = AutoConfig.from_pretrained(base)
+    count = checks.check_prompts(loaded, tokenizer, config)
+    if loaded.report.probe:
+        probe.read({loaded.report.probe: sha256_of(Path(loaded.report.probe))})
+    stages = len(resolved.resolved(loaded))
+    note = ""
+    if Path(".git").exists():
+        try:
+            staleness.refuse_outdated()
+        except Busy as busy:
+            note = f" Whether the accepted rounds are up to date was not checked: {busy}"
+    found = f"{len(loaded.rounds)} rounds, {count} prompts read, params for {stages} stages"
+    return f"{layout.PARAMS} is valid: {found}.{note}"
+
+
+def pin() -> list[str]:
+    """Write hashes and Hub revisions of the base and of classifiers into params.yaml; return them.
+
+    Raises:
+        ValueError: One of them cannot be reached.
+    """
+    params = load_yaml(layout.PARAMS)
+    models: dict[str, Any] = {"base": params.get("base")}
+    for name, config in (params.get("detectors") or {}).items():
+        if isinstance(config, dict) and config.get("kind") == "classifier":
+            models[f"detectors.{name}"] = config
+    found = {where: _pinned(where, config) for where, config in models.items()}
+    with edited(layout.PARAMS, load_yaml) as params:
+        for where, (key, value) in found.items():
+            functools.reduce(operator.getitem, where.split("."), params)[key] = value
+    return [f"{where}.{key}: {value}" for where, (key, value) in found.items()]
+
+
+def _pinned(where: str, config: Any) -> tuple[str, str]:
+    """Return which key pins a model, and its value."""
+    if not isinstance(config, dict) or not isinstance(config.get("name"), str):
+        raise ValueError(f"{layout.PARAMS}: {where} is {config!r}. Give it a source and a name.")
+    name = config["name"]
+    match config.get("source"):
+        case "hub":
+            from huggingface_hub import HfApi
+
+            return "revision", str(HfApi().model_info(name).sha)
+        case "local":
+            return "sha256", sha256_of(Path(name))
+        case "package" if where == "base":
+            from tnt import base
+
+            return "sha256", base.package_sha256(name, str(config.get("file")))
+        case other:
+            raise ValueError(f"{where}.source is {other!r}. Choose hub or local (base: package).")

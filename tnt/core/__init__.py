@@ -1,0 +1,1 @@
+"""What every room stands on: records, their files, hashes, params, errors, commands."""

@@ -1,0 +1,191 @@
+"""Read params: a YAML mapping becomes a frozen dataclass, and what is wrong with it one sentence.
+
+    @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+    class MaskParams: ...
+    load_section(Path("data/resolved/r1/mask.yaml"), MaskParams)
+
+The dataclasses live beside the code that obeys them; this module knows none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
+
+from tnt.core.artifacts import complete
+from tnt.core.errors import did_you_mean, shortened
+from tnt.core.hashes import refuse_changed
+from tnt.core.imports import CODE_ROOT
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+T = TypeVar("T")
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+"""Pydantic's configuration of every params dataclass: unknown keys, wrong types, NaN are errors."""
+
+LARGEST = 100_000
+"""Values in a YAML file. A few nested aliases make a thousand million of them."""
+
+
+def load_yaml(path: Path) -> dict[Any, Any]:
+    """Return the mapping that a YAML file holds.
+
+    Raises:
+        ValueError: The file is missing, not YAML, not a mapping, or endless by way of its aliases.
+    """
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        size = _size(content, {})
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist. Run from the project's root folder.") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise ValueError(
+            f"{path}{where} is not valid YAML: {problem}. Correct the file."
+        ) from error
+    except RecursionError as error:
+        raise ValueError(
+            f"{path} is nested too deeply, or an alias in it contains itself. Correct the file."
+        ) from error
+    if size > LARGEST:
+        raise ValueError(
+            f"{path} holds {size:.3g} values when its aliases are written out, more than "
+            f"{LARGEST:,}. Write out what you mean, without them."
+        )
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, not a mapping of sections.")
+    return content
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """Return how many values there are in a value, those of an alias wherever it stands."""
+    if not isinstance(value, Mapping | list):
+        return 1
+    if id(value) not in known:
+        below = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+        known[id(value)] = 1 + sum(_size(each, known) for each in below)
+    return known[id(value)]
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Return a mapping as YAML, in block style; the comments of one from `edited` survive."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 100
+    text = io.StringIO()
+    yaml.dump(values, text)
+    return text.getvalue()
+
+
+@contextlib.contextmanager
+def edited(path: Path, check: Callable[[Path], object]) -> Iterator[CommentedMap]:
+    """Yield a YAML file's mapping to change; write it back, comments and all, if `check` passes.
+
+    `check` gets the new file under a temporary name and raises where it is not valid; the old file
+    then stays as it is.
+    """
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    values = yaml.load(path.read_text(encoding="utf-8"))
+    yield values
+    with complete(path) as partial:
+        partial.write_text(dump_yaml(values), encoding="utf-8")
+        try:
+            check(partial)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(partial), str(path))) from error
+
+
+def load_section(path: Path, section: type[T]) -> T:
+    """Return a stage's resolved params as the dataclass that describes them.
+
+    Beside them stands `code`, what the stage runs by hash.
+
+    Raises:
+        ValueError: The params do not fit, or the code is not what was pinned.
+    """
+    values = load_yaml(path)
+    refuse_changed(values.pop("code", {}), CODE_ROOT)
+    return parse(values, section, where=str(path))
+
+
+def parse(values: Mapping[Any, Any], section: type[T], *, where: str) -> T:
+    """Return `values` as a `section`, checked strictly.
+
+    Args:
+        values: What the YAML holds.
+        section: A params dataclass.
+        where: Named in the error: the file, and the key of the section in it.
+
+    Raises:
+        ValueError: A key is unknown or missing, or a value does not fit; one sentence for the
+            first of them, with the value seen and, for an unknown key, the nearest valid one.
+    """
+    for key in _keys(values):
+        if not isinstance(key, str):
+            raise ValueError(f"{where}: the key {key!r} is not a string. Quote it or rename it.")
+    try:  # by way of JSON, where strict types allow a list for a tuple, a dict for a dataclass
+        return TypeAdapter(section).validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise ValueError(_sentence(error, section, where)) from None
+
+
+def merge(default: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `default` with `override` laid over it, mappings key by key."""
+    merged = dict(default)
+    for key, value in override.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if nested else value
+    return merged
+
+
+def _sentence(error: ValidationError, section: type, where: str) -> str:
+    errors = error.errors()
+    unknown = [e for e in errors if e["type"] == "unexpected_keyword_argument"]
+    first = (unknown or errors)[0]  # a key that is misspelt is missing as well
+    location = first["loc"]
+    key = ".".join(str(part) for part in location)
+    match first["type"]:
+        case "unexpected_keyword_argument":
+            return (
+                f"{where}: unknown key {key!r}.{did_you_mean(location[-1], _field_names(section))}"
+            )
+        case "missing" | "missing_argument" | "missing_keyword_only_argument":
+            return f"{where}: the key {key!r} is missing. Add it."
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:].rstrip(".")
+    seen = shortened(first["input"])
+    return f"{where}: {key or 'the section'} is {seen}: {message}. Correct the value."
+
+
+def _field_names(section: Any) -> set[str]:
+    """Return the names of all fields of a params dataclass and of those nested in it."""
+    names: set[str] = set()
+    if is_dataclass(section):
+        hints = get_type_hints(section)
+        for field in fields(section):
+            names |= {field.name} | _field_names(hints[field.name])
+    for argument in get_args(section):
+        names |= _field_names(argument)
+    return names
+
+
+def _keys(values: Any) -> list[Any]:
+    if isinstance(values, Mapping):
+        return [*values, *(key for value in values.values() for key in _keys(value))]
+    if isinstance(values, list):
+        return [key for value in values for key in _keys(value)]
+    return []

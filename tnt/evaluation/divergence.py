@@ -1,0 +1,69 @@
+"""How far one model's conditionals are from another's, along the other's own completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from tnt import models
+from tnt.core.records import Mask
+from tnt.losses.batches import collate
+from tnt.losses.heads import completion_logits
+from tnt.losses.table import token_losses
+from tnt.models import by_length
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Means over the tokens of some completions; None where there is no such token."""
+
+    forward: float | None
+    """KL(original || updated) in nats per kept token."""
+    reverse: float | None
+    """KL(updated || original) in nats per kept token."""
+    negative_mass: float | None
+    """Probability that the updated model gives to a flagged token, behind the original's prefix."""
+    kept_tokens: int
+    negative_tokens: int
+
+
+def divergence(
+    original: Any, updated: Any, masks: Sequence[Mask], *, batch_size: int, title: str
+) -> Divergence:
+    """Compare two models, teacher-forced on the original's completions.
+
+    A model compared with itself gives exactly 0. Runs in float32.
+    """
+    start_id = (
+        original.config.decoder_start_token_id if models.is_encoder_decoder(original) else None
+    )
+    sums = {"forward": 0.0, "reverse": 0.0, "mass": 0.0}
+    kept = negatives = 0
+    lengths = [len(m.prompt_ids) + len(m.completion_ids) for m in masks]
+    with torch.inference_mode(), tqdm(total=len(masks), desc=title, unit="reply") as bar:
+        for indices in by_length(lengths, batch_size):
+            batch = collate([masks[i] for i in indices], decoder_start_id=start_id)
+            batch = batch.to(original.device)
+            before = completion_logits(original, batch)
+            after = completion_logits(updated, batch)
+            ids, none = batch.token_ids[batch.kept], torch.zeros_like(batch.token_ids[batch.kept])
+            pair = after[batch.kept], before[batch.kept], ids, none.bool()
+            sums["forward"] += float(token_losses("tnff", *pair).sum())
+            sums["reverse"] += float(token_losses("tnrr", *pair).sum())
+            flagged = after[batch.negative].log_softmax(-1)
+            picked = flagged.gather(-1, batch.token_ids[batch.negative][:, None])
+            sums["mass"] += float(picked.exp().sum())
+            kept += int(batch.kept.sum())
+            negatives += int(batch.negative.sum())
+            bar.update(len(indices))
+    return Divergence(
+        forward=sums["forward"] / kept if kept else None,
+        reverse=sums["reverse"] / kept if kept else None,
+        negative_mass=sums["mass"] / negatives if negatives else None,
+        kept_tokens=kept,
+        negative_tokens=negatives,
+    )

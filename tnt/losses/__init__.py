@@ -1,0 +1,1 @@
+"""What is trained: targets, the table of losses, batches, and how both run fast."""

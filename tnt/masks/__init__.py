@@ -1,0 +1,1 @@
+"""Which tokens of a completion are negative and which are kept."""

@@ -1,0 +1,1 @@
+"""params.yaml as a whole, and where the data lies."""

@@ -1,0 +1,115 @@
+"""The whole of params.yaml: its sections, its rounds, and what each stage of each round obeys.
+
+`load` checks everything that can be checked without loading a model; `resolved` splits it into one
+small mapping per stage, so that a change re-runs only the stages that obey what changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, field
+from typing import Any
+
+from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass as params_dataclass
+
+from tnt.base import BaseParams
+from tnt.core import records
+from tnt.core.params import STRICT, Share, merge, parse
+from tnt.core.records import PromptFiles
+from tnt.evaluation.params import EvaluateParams, GateParams
+from tnt.masks.params import MaskParams
+from tnt.models import RuntimeParams
+from tnt.project import layout
+from tnt.prompts import PromptSetParams
+from tnt.sampling import SamplingParams
+from tnt.training.params import TrainParams
+
+
+@params_dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class ExpectParams:
+    """Bounds on what a round makes; what lies outside stops it."""
+
+    max_empty: Share
+    """Share of completions that may be empty."""
+    min_negative_share: Share = 0.0
+    """Least share of a round's completion tokens that are negative."""
+    max_negative_share: Share
+    """Greatest such share: with too few kept tokens nothing holds the model in place."""
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that nothing can meet."""
+        if self.min_negative_share > self.max_negative_share:
+            raise ValueError(
+                f"min_negative_share {self.min_negative_share} is above max_negative_share "
+                f"{self.max_negative_share}; swap them"
+            )
+
+
+OVERRIDABLE = {
+    "generate": SamplingParams,
+    "mask": MaskParams,
+    "train": TrainParams,
+    "expect": ExpectParams,
+    "gate": GateParams,
+}
+"""Sections of which a round may override any key."""
+Overrides = dict[str, Any] | None
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class RoundParams:
+    """One targeted update."""
+
+    parent: str
+    """`base` or an earlier round: the round's original."""
+    detectors: list[str]
+    """What is flagged for training; names in `detectors:`."""
+    prompts: PromptFiles
+    """The prompt files it learns from."""
+    generate: Overrides = None
+    mask: Overrides = None
+    train: Overrides = None
+    expect: Overrides = None
+    gate: Overrides = None
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class ReportParams:
+    """What `compare` shows besides the metrics."""
+
+    probe: str | None = None
+    """People's labels of test completions, in `data/annotations/`: reported, never trained on."""
+    redact: list[str] = field(default_factory=list)
+    """Detectors whose findings are blotted out in reports, logs and flags.parquet; prompts and
+    completions stay whole, since a model learns from them."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class Project:
+    """params.yaml, section by section; `generate`, `mask`, `train` and `gate` are the defaults."""
+
+    runtime: RuntimeParams
+    base: BaseParams
+    prompt_sets: dict[str, PromptSetParams]
+    detectors: dict[str, dict[str, Any]]
+    generate: SamplingParams
+    mask: MaskParams
+    train: TrainParams
+    respond: SamplingParams
+    evaluate: EvaluateParams
+    expect: ExpectParams
+    gate: GateParams
+    report: ReportParams
+    rounds: dict[str, RoundParams]
+
+    def section(self, round_name: str, section: str) -> Any:
+        """Return a section as a round obeys it: the default with the round's overrides."""
+        override = getattr(self.rounds[round_name], section) or {}
+        where = f"{layout.PARAMS}: rounds.{round_name}.{section}"
+        default = asdict(getattr(self, section))
+        return parse(merge(default, override), OVERRIDABLE[section], where=where)
+
+    def ancestors(self, round_name: str) -> list[str]:
+        """Return the rounds that a round builds on, nearest first."""
+        parent = self.rounds[round_name].parent
+        return [] if parent == records.BASE else [parent, *self.ancestors(parent)]

@@ -1,0 +1,1 @@
+"""The report: its words, charts and pages."""

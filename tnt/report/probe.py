@@ -1,0 +1,64 @@
+"""People's labels of test completions: an independent look at what a detector measures.
+
+    {"prompt_id": "replies/r001", "text": "I'm sorry, but ...", "flag": true}
+
+A label belongs to a text, not to a model: it counts for every model that said exactly that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tnt.core.errors import shortened
+from tnt.core.hashes import refuse_changed
+from tnt.core.records import Completion
+from tnt.evaluation.metrics import Rate
+
+Labels = dict[tuple[str, str], bool]
+"""(prompt_id, text) -> whether a person flagged it."""
+
+
+def read(pinned: Mapping[str, str]) -> Labels:
+    """Return the labels of the pinned files, `{path: sha256}`.
+
+    Raises:
+        ValueError: A file changed after it was pinned, or a line is no label.
+    """
+    labels: Labels = {}
+    refuse_changed(pinned)
+    for name in pinned:
+        try:
+            lines = Path(name).read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} is not UTF-8 ({error}). Convert it.") from error
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                prompt_id, text, flag = row["prompt_id"], row["text"], row["flag"]
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+                RecursionError,
+            ) as error:  # its text stays here
+                raise ValueError(
+                    f"{name}, line {number} is no label ({type(error).__name__}: {error}). Write "
+                    '{"prompt_id": ..., "text": ..., "flag": true or false}.'
+                ) from None
+            if not isinstance(flag, bool):
+                seen = shortened(flag)
+                raise ValueError(f"{name}, line {number}: flag is {seen}. Write true or false.")
+            if labels.get((str(prompt_id), str(text)), flag) != flag:
+                raise ValueError(f"{name}, line {number} contradicts an earlier label. Keep one.")
+            labels[str(prompt_id), str(text)] = flag
+    return labels
+
+
+def rate(labels: Labels, completions: Sequence[Completion]) -> Rate:
+    """Return how many of the labelled completions people flagged."""
+    found = [labels[c.prompt_id, c.text] for c in completions if (c.prompt_id, c.text) in labels]
+    return Rate(sum(found), len(found))

@@ -1,0 +1,214 @@
+"""The HTML report: what each round changed, in pages one can open from the file system.
+
+`compare` writes it, and `report.json` beside, from which `tnt report` makes the index again with
+what it adds: run times, revision, environment, experiments.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tnt.core.artifacts import write_text
+from tnt.report import charts, examples, pages, provenance, words
+from tnt.report.examples import Example
+
+DATA = "report.json"
+PICTURES = "pictures"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPage:
+    """What the report shows of one round."""
+
+    name: str
+    parent: str
+    detectors: list[str]
+    """Those it was trained on."""
+    metrics: Mapping[str, Any]
+    examples: Sequence[Example]
+    looked_for: list[str]
+    """All detectors that ran over the examples."""
+    learned_from: Mapping[str, int]
+    """Prompt set -> number of prompts whose completions it was trained on."""
+
+
+def write(rounds: Sequence[RoundPage], data: Mapping[str, Any], folder: Path) -> None:
+    """Write the index, one page per round with its examples as CSV, the tables and `report.json`.
+
+    Args:
+        rounds: For the rounds' pages, in order.
+        data: For the index: what `compare` found, as JSON can hold it.
+        folder: Where to.
+    """
+    template = pages.environment().get_template("round.html")
+    for number, page in enumerate(rounds):
+        html = template.render(
+            page=page,
+            earlier=rounds[number - 1] if number else None,
+            later=rounds[number + 1] if number + 1 < len(rounds) else None,
+            kinds=examples.KINDS,
+            data=examples.embedded(page.examples, page.looked_for),
+        )
+        write_text(html, folder / f"{page.name}.html")
+        write_text(examples.table(page.examples), folder / f"{page.name}.csv")
+    write_index(data, folder)
+    write_text(_csv(flag_rates(data)), folder / "flag_rates.csv")
+    write_text(_csv(similarity(data)), folder / "similarity.csv")
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(text + "\n", folder / DATA)
+
+
+def write_index(
+    data: Mapping[str, Any], folder: Path, local: Mapping[str, Any] | None = None
+) -> None:
+    """Write `index.html` and its pictures.
+
+    Args:
+        data: What `compare` found.
+        folder: Where to.
+        local: What `tnt report` knows besides: `stages`, `versions`, `machine`, `revision`,
+            `experiments`.
+    """
+    differ, same = provenance.side_by_side(data["params"])
+    experiments = local["experiments"] if local else []
+    html = (
+        pages.environment()
+        .get_template("index.html")
+        .render(
+            data=data,
+            rounds=[
+                {
+                    **round_,
+                    "sentence": words.sentence(round_),
+                    "gate": words.gate(round_),
+                }
+                for round_ in data["rounds"]
+            ],
+            pictures=_pictures(data, experiments, folder / PICTURES),
+            flag_rates=flag_rates(data),
+            similarity=similarity(data),
+            differ=differ,
+            same=same,
+            split=data["split"],
+            local=local,
+        )
+    )
+    write_text(html, folder / "index.html")
+
+
+def flag_rates(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the table of every detector over every model, compared with the model's parent."""
+    parents = {round_["name"]: round_["parent"] for round_ in data["rounds"]}
+    return [
+        {
+            "model": row["model"],
+            "parent": parents.get(row["model"]),
+            "prompt_set": row["prompt_set"],
+            "detector": row["detector"],
+            "flagged": row["flagged"],
+            "total": row["total"],
+            "flag_rate": row["flag_rate"],
+            "low": row["low"],
+            "high": row["high"],
+            "difference": row["change"]["difference"] if row["change"] else None,
+            "fixed": row["change"].get("fixed") if row["change"] else None,
+            "broken": row["change"].get("broken") if row["change"] else None,
+            "p_value": row["change"]["p_value"] if row["change"] else None,
+        }
+        for row in data["rows"]
+    ]
+
+
+def similarity(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return how much else each round changed in each prompt set, one row for both."""
+    rows = []
+    for round_ in data["rounds"]:
+        for name, found in round_["metrics"]["sets"].items():
+            same, quality = found["clean_unchanged"], found.get("quality", {})
+            before, after = quality.get("before", {}), quality.get("after", {})
+            rows.append(
+                {
+                    "round": round_["name"],
+                    "parent": round_["parent"],
+                    "prompt_set": name,
+                    "clean": same["total"],
+                    "clean_unchanged": same["rate"] if same["total"] else None,
+                    "low": same["low"],
+                    "high": same["high"],
+                    **{f"all_{k}": v for k, v in found["similarity"].items()},
+                    **{f"clean_{k}": v for k, v in found["similarity_clean"].items()},
+                    **{
+                        f"{model}_{k}": found[key].get(k)
+                        for model, key in DIVERGENCES.items()
+                        for k in ("forward", "reverse", "negative_mass")
+                    },
+                    **{
+                        f"{k}_{when}": values.get(k)
+                        for k in ("mean_tokens", "finished_share", "repetition")
+                        for when, values in (("before", before), ("after", after))
+                    },
+                }
+            )
+    return rows
+
+
+DIVERGENCES = {"parent": "divergence", "base": "divergence_from_base"}
+"""Which model a divergence is from, and what `evaluate` calls it."""
+
+
+def _pictures(
+    data: Mapping[str, Any], experiments: Sequence[Mapping[str, Any]], folder: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """Write the pictures, light and dark; return what a page says of each."""
+    models = list(dict.fromkeys(row["model"] for row in data["rows"]))
+    found: dict[str, list[dict[str, Any]]] = {"tradeoff": [], "flags": [], "training": []}
+    learned = {name for round_ in data["rounds"] for name in round_["learned"]}
+    sets = dict.fromkeys(row["prompt_set"] for row in data["rows"])
+    for name in sorted(sets, key=lambda name: name not in learned):
+        points = charts.points(data["rounds"], name)
+        points += charts.experiment_points(experiments, name)
+        if points:
+            drawn = {scheme: charts.tradeoff(points, scheme) for scheme in charts.SCHEMES}
+            alt = charts.describe_tradeoff(points)
+            found["tradeoff"].append(_written(drawn, folder, f"tradeoff-{name}", name, alt))
+        rows = [row for row in data["rows"] if row["prompt_set"] == name]
+        drawn = {scheme: charts.flag_rates(rows, models, scheme) for scheme in charts.SCHEMES}
+        alt = charts.describe_flag_rates(rows)
+        found["flags"].append(_written(drawn, folder, f"flags-{name}", name, alt))
+    for order, round_ in enumerate(data["rounds"]):
+        name, rows = round_["name"], round_["training"]
+        if not charts.curves(rows):
+            continue
+        drawn = {scheme: charts.training(rows, order, scheme) for scheme in charts.SCHEMES}
+        alt = charts.describe_training(rows)
+        found["training"].append(_written(drawn, folder, f"training-{name}", name, alt))
+    return found
+
+
+def _written(
+    drawn: Mapping[charts.Scheme, str], folder: Path, stem: str, title: str, alt: str
+) -> dict[str, Any]:
+    files: dict[str, Any] = {}
+    for scheme, svg in drawn.items():
+        files[scheme] = f"{folder.name}/{stem}-{scheme}.svg"
+        write_text(svg, folder.parent / files[scheme])
+    size = re.search(r'width="([\d.]+)" height="([\d.]+)"', drawn["light"])
+    assert size is not None
+    width, height = (round(float(number)) for number in size.groups())
+    return {**files, "title": title, "alt": alt, "width": width, "height": height}
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()

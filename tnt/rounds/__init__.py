@@ -1,0 +1,1 @@
+"""Rounds over time: listed, judged, accepted, restored, updated."""

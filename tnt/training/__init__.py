@@ -1,0 +1,1 @@
+"""One training run: its params, its order, its checkpoints, its log."""

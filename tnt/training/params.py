@@ -1,0 +1,72 @@
+"""The params of training."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from tnt.core.params import STRICT
+from tnt.losses.params import LossName
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class LoraParams:
+    """A low-rank adapter instead of an update of all weights (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    """Scale of the adapter is alpha / rank."""
+    target_modules: str = "all-linear"
+    """peft's `target_modules`: `all-linear`, or a regular expression over module names."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class TrainParams:
+    """How a round's model is trained. The defaults are what docs/log.md found best."""
+
+    loss: LossName = "tnff"
+    negative_weight: PositiveFloat = 1.0
+    """Multiplies the loss at negative tokens; `alpha` in T5Patches."""
+    target_floor: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    """Mass of a reverse-KL target on a position's negative tokens."""
+    nl_cap: Annotated[float, Field(lt=0)] = -10.3
+    """`nl` only: log p is not pushed below this."""
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    """Completions of one optimiser step."""
+    micro_batch_size: PositiveInt | None = None
+    """Completions of one pass; None is the whole batch. Changes memory, not the result."""
+    learning_rate: PositiveFloat
+    schedule: Literal["linear", "constant"] = "linear"
+    """`linear` falls to 0 over the run."""
+    warmup_steps: NonNegativeInt = 0
+    adam_betas: tuple[float, float] = (0.9, 0.99)
+    adam_epsilon: PositiveFloat = 1e-8
+    """Large values let the step vanish with the gradient, as in SGD."""
+    weight_decay: NonNegativeFloat = 0.0
+    max_gradient_norm: PositiveFloat = 1.0
+    trainable: str | None = None
+    """Without `lora`: regular expression over names of the parameters to train; None is all."""
+    lora: LoraParams | None = None
+    update_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the trained update that is applied in the end: original + scale * (trained -
+    original), as in WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903). Divergence falls with about
+    its square, the fix with less."""
+    dropout: bool = False
+    """True is the paper's; without it an unchanged model has no loss."""
+    cache_original: bool = True
+    """Run the original once and keep its final hidden states on disk, instead of once per epoch."""
+    max_divergence: PositiveFloat = 0.5
+    """Nats per kept token of the validation completions at which training stops; what is kept is
+    the state with the lowest validation loss before."""
+    seed: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no regular expression."""
+        try:
+            re.compile(self.trainable or "")
+        except re.error as error:
+            raise ValueError(f"trainable is no regular expression ({error})") from error
