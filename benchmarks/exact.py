@@ -54,6 +54,7 @@ from toy import (
 )
 from tqdm import tqdm
 
+from tnt.losses.params import LossParams
 from tnt.losses.table import LOSSES, token_losses
 from tnt.losses.targets import with_floor
 
@@ -162,12 +163,11 @@ class Rows:
     def losses(self, models: Models, original: Tensor, variant: str, weight: float) -> Tensor:
         """Return each row's share of its seed's loss, [N]."""
         losses = token_losses(
-            variant.removesuffix("_pooled"),
+            LossParams(loss=variant.removesuffix("_pooled"), negative_weight=weight),
             models(self.nodes)[self.seed, self.node],
             original[self.seed, self.prefix],
             self.token,
             self.negative,
-            negative_weight=weight,
         )
         return losses * self.share
 

@@ -32,6 +32,7 @@ def held(variant: str, vocabulary: int, tokens: int) -> int:
 
     from tnt.losses.fused import fused_losses
     from tnt.losses.heads import Head
+    from tnt.losses.params import LossParams
     from tnt.losses.table import token_losses
 
     torch.set_num_threads(1)
@@ -50,10 +51,14 @@ def held(variant: str, vocabulary: int, tokens: int) -> int:
         rest = memory("VmRSS")
         if variant == "ours":
             heads = Head(weight), original[0], Head(original[1])
-            fused_losses("tnff", hidden, *heads, token_ids, negative).total.backward()
+            fused_losses(
+                LossParams(loss="tnff"), hidden, *heads, token_ids, negative
+            ).total.backward()
         else:
             logits, of_original = hidden @ weight.T, original[0] @ original[1].T
-            token_losses("tnff", logits, of_original, token_ids, negative).sum().backward()
+            token_losses(
+                LossParams(loss="tnff"), logits, of_original, token_ids, negative
+            ).sum().backward()
         assert hidden.grad is not None
         assert weight.grad is not None
         return memory("VmHWM") - rest - hidden.grad.nbytes - weight.grad.nbytes

@@ -13,6 +13,7 @@ import torch
 import toy
 from toy import END, TOKENS, Models, Nodes, Tree, Unwanted
 
+from tnt.losses.params import LossParams
 from tnt.losses.table import token_losses
 
 ROOT = Path(__file__).parents[2]
@@ -180,12 +181,11 @@ def test_weighted_rows_give_the_loss_of_the_samples_one_by_one(loss):
             negative.append(at >= 0 and place == at + 1)
     assert loss == "sft_clean" or any(negative)
     losses = token_losses(
-        loss,
+        LossParams(loss=loss, negative_weight=3.0),
         logits[prefixes],
         original[0, prefixes],
         torch.tensor(tokens),
         torch.tensor(negative),
-        negative_weight=3.0,
     )
     found = rows.losses(models, original.float(), loss, 3.0).sum()
     torch.testing.assert_close(found, losses.mean())
@@ -216,12 +216,11 @@ def test_the_limit_is_where_the_gradient_of_endless_samples_is_0(loss, behaviour
     def largest_gradient(log_probs):
         leaf = log_probs.clone().requires_grad_()
         losses = token_losses(
-            loss,
+            LossParams(loss=loss, negative_weight=weight),
             leaf[rows.seed, rows.prefix],
             original[rows.seed, rows.prefix],
             rows.token,
             rows.negative,
-            negative_weight=weight,
         )
         (gradient,) = torch.autograd.grad((losses * rows.share).sum(), leaf)
         return gradient.abs().max()

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tnt.losses import fused
 from tnt.losses.fused import fused_losses
 from tnt.losses.heads import Head
+from tnt.losses.params import LossParams
 from tnt.losses.table import LOSSES, asks_original, token_losses
 
 CASE = {
@@ -127,17 +128,24 @@ class Given:
         """Return total, losses and log-probabilities by `token_losses`."""
         original = self.logits(self.original_hidden, self.original_head).detach()
         logits = self.logits(self.hidden, self.head)
-        losses = token_losses(loss, logits, original, self.token_ids, self.negative, **NUMBERS)
+        losses = token_losses(
+            LossParams(loss=loss, **NUMBERS),
+            logits,
+            original,
+            self.token_ids,
+            self.negative,
+        )
         log_probs = logits.log_softmax(-1).gather(-1, self.token_ids[:, None])[:, 0]
         return losses.sum() / self.case["normaliser"], losses, log_probs
 
     def fused(self, loss, **changes):
         """Return what is tested."""
         original = (self.original_hidden, self.original_head)
+        normaliser = changes.pop("normaliser", self.case["normaliser"])
         return fused_losses(
-            loss, self.hidden, self.head, *(original if asks_original(loss) else (None, None)),
-            self.token_ids, self.negative,
-            **{**NUMBERS, "normaliser": self.case["normaliser"], **changes},
+            LossParams(loss=loss, **{**NUMBERS, **changes}),
+            self.hidden, self.head, *(original if asks_original(loss) else (None, None)),
+            self.token_ids, self.negative, normaliser=normaliser,
         )  # fmt: skip
 
 
@@ -358,8 +366,10 @@ def test_arguments_that_do_not_fit_are_named(loss, changes, message):
         name: getattr(given, name)
         for name in ("hidden", "head", "original_hidden", "original_head", "token_ids", "negative")
     }
+    numbers = {"loss": loss} | {n: v for n, v in changes.items() if n not in arguments}
+    arguments |= {n: v for n, v in changes.items() if n in arguments}
     with pytest.raises(ValueError, match=message):
-        fused_losses(**{"loss": loss, **arguments, **changes})
+        fused_losses(LossParams(**numbers), **arguments)
 
 
 @pytest.mark.parametrize("flags", ["all", "none"])

@@ -25,6 +25,7 @@ from transformers import (
 from tnt.losses.batches import collate
 from tnt.losses.fused import fused_losses
 from tnt.losses.heads import Head, completion_hidden, completion_logits, head_of
+from tnt.losses.params import LossParams
 from tnt.losses.table import token_losses
 from tnt.training import run
 from tnt.training.params import LoraParams, TrainParams
@@ -227,11 +228,13 @@ def test_the_gradient_of_every_weight_is_that_of_the_plain_losses(name):
         total.backward()
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
-    losses = token_losses("tnff", own_logits(model, batch), original, batch.token_ids, flagged)
+    losses = token_losses(
+        LossParams(loss="tnff"), own_logits(model, batch), original, batch.token_ids, flagged
+    )
     expected = gradients(losses.sum())
     found = gradients(
         fused_losses(
-            "tnff", completion_hidden(model, batch), head_of(model), hidden, moved,
+            LossParams(loss="tnff"), completion_hidden(model, batch), head_of(model), hidden, moved,
             batch.token_ids, flagged,
         ).total
     )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tnt.losses import t5patches
-from tnt.losses.params import LossName
+from tnt.losses.params import LossName, LossParams
 from tnt.losses.t5patches import T5PATCHES_LOSSES
 from tnt.losses.table import LOSSES, token_losses
 from tnt.losses.targets import target_log_probs
@@ -87,14 +87,11 @@ def test_every_loss_equals_the_formula_written_out(loss, sets):
     ]
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
         found = token_losses(
-            loss,
+            LossParams(loss=loss, negative_weight=2.5, target_floor=0.001, nl_cap=-2.0),
             logits.to(dtype),
             original.to(dtype),
             token_ids,
             negative if sets else flagged,
-            negative_weight=2.5,
-            target_floor=1e-3,
-            nl_cap=-2.0,
         )
         assert found.tolist() == pytest.approx(expected, rel=tolerance, abs=tolerance / 100)
 
@@ -111,12 +108,11 @@ def test_t5patches_reproduces_the_authors_numbers(loss, alpha):
         logits = torch.tensor(ORACLE["logits"], dtype=dtype).flatten(0, 1).requires_grad_()
         original = torch.tensor(ORACLE["original_logits"], dtype=dtype).flatten(0, 1)
         found = t5patches.token_losses(
-            loss,
+            LossParams(loss=loss, negative_weight=float(alpha)),
             logits[carries],
             original[carries],
             token_ids[carries],
             weights[carries] == -1,
-            negative_weight=float(alpha),
         )
         absolute = tolerance * float(expected.abs().max())
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=absolute)
@@ -134,7 +130,9 @@ def test_an_unchanged_model_without_flags_has_exactly_zero_loss_and_gradient(los
     original = 5 * torch.randn(40, 997, dtype=dtype, generator=torch.Generator().manual_seed(3))
     logits = original.clone().requires_grad_()
     ids = torch.randint(997, (40,))
-    losses = token_losses(loss, logits, original, ids, torch.zeros(40, dtype=torch.bool))
+    losses = token_losses(
+        LossParams(loss=loss), logits, original, ids, torch.zeros(40, dtype=torch.bool)
+    )
     (gradient,) = torch.autograd.grad(losses.sum(), logits)
     assert losses.abs().max() == 0
     assert gradient.abs().max() == 0
@@ -168,8 +166,8 @@ def test_forward_kl_is_unlikelihood_plus_where_the_mass_goes():
     allowed = logits.masked_fill(negative, -torch.inf).log_softmax(-1)
     q = target_log_probs(original, negative)
     where_to = torch.where(negative, 0.0, q.exp() * (q - allowed).nan_to_num()).sum(-1)
-    tnff = token_losses("tnff", logits, original, token_ids, flagged)
-    ul = token_losses("ul", logits, original, token_ids, flagged)
+    tnff = token_losses(LossParams(loss="tnff"), logits, original, token_ids, flagged)
+    ul = token_losses(LossParams(loss="ul"), logits, original, token_ids, flagged)
     torch.testing.assert_close(tnff, ul + where_to)
 
 
@@ -179,7 +177,9 @@ def test_unlikelihood_is_right_for_tiny_and_for_nearly_certain_tokens():
         logits[0, 5] = log_odds + math.log(49_151)
         exact = math.log1p(math.exp(log_odds)) if log_odds < 30 else log_odds
         logits.requires_grad_()
-        loss = token_losses("ul", logits, logits.detach(), torch.tensor([5]), torch.tensor([True]))
+        loss = token_losses(
+            LossParams(loss="ul"), logits, logits.detach(), torch.tensor([5]), torch.tensor([True])
+        )
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
         assert loss.item() == pytest.approx(exact, rel=1e-4, abs=1e-6)
         assert gradient[0, 5].item() == pytest.approx(1 / (1 + math.exp(-log_odds)), rel=1e-3)
@@ -190,7 +190,7 @@ def test_gaps_of_ten_thousand_and_absent_tokens_leave_value_and_gradient_finite(
     original = torch.tensor([[1e4, 0.0, -1e4, 3.0], [1.0, 2.0, -torch.inf, 0.5]])
     logits = original.clone().requires_grad_()
     flagged = torch.tensor([True, False])
-    losses = token_losses(loss, logits, original, torch.tensor([1, 0]), flagged)
+    losses = token_losses(LossParams(loss=loss), logits, original, torch.tensor([1, 0]), flagged)
     (gradient,) = torch.autograd.grad(losses.sum(), logits)
     assert losses.isfinite().all()
     assert gradient.isfinite().all()
@@ -199,7 +199,13 @@ def test_gaps_of_ten_thousand_and_absent_tokens_leave_value_and_gradient_finite(
 def test_reverse_kl_to_an_impossible_token_raises():
     original = torch.tensor([[1.0, -torch.inf, 0.0]])
     with pytest.raises(ValueError, match="Row 0: reverse KL is infinite, token 1"):
-        token_losses("tnrr", torch.zeros(1, 3), original, torch.tensor([0]), torch.tensor([False]))
+        token_losses(
+            LossParams(loss="tnrr"),
+            torch.zeros(1, 3),
+            original,
+            torch.tensor([0]),
+            torch.tensor([False]),
+        )
 
 
 @pytest.mark.parametrize(
@@ -214,7 +220,13 @@ def test_settings_out_of_range_are_named(changes, message):
     logits, original, token_ids = random_rows()
     settings = {"loss": "tnff", **changes}
     with pytest.raises(ValueError, match=message):
-        token_losses(settings.pop("loss"), logits, original, token_ids, token_ids < 0, **settings)
+        token_losses(
+            LossParams(loss=settings.pop("loss"), **settings),
+            logits,
+            original,
+            token_ids,
+            token_ids < 0,
+        )
 
 
 def test_errors_name_the_callers_row():
@@ -222,14 +234,22 @@ def test_errors_name_the_callers_row():
     original[3] = torch.tensor([0.0, -torch.inf, -torch.inf])
     negative = torch.tensor([False, False, False, True])
     with pytest.raises(ValueError, match="Row 3: the original has no probability"):
-        token_losses("tnff", torch.zeros(4, 3), original, torch.zeros(4, dtype=int), negative)
+        token_losses(
+            LossParams(loss="tnff"),
+            torch.zeros(4, 3),
+            original,
+            torch.zeros(4, dtype=int),
+            negative,
+        )
 
 
 @pytest.mark.parametrize("loss", ["ul", "nl"])
 def test_a_negative_token_that_is_impossible_already_has_no_gradient(loss):
     logits = torch.tensor([[-torch.inf, 1.0, 0.0]], requires_grad=True)
     flagged = torch.tensor([True])
-    losses = token_losses(loss, logits, torch.zeros(1, 3), torch.tensor([0]), flagged)
+    losses = token_losses(
+        LossParams(loss=loss), logits, torch.zeros(1, 3), torch.tensor([0]), flagged
+    )
     (gradient,) = torch.autograd.grad(losses.sum(), logits)
     assert losses.tolist() == [0.0] if loss == "ul" else [-10.3]
     assert gradient.abs().max() == 0
@@ -241,8 +261,8 @@ def test_half_precision_is_raised_to_float32(loss, dtype):
     logits, original, token_ids = random_rows(torch.float32)
     logits = logits.to(dtype)
     flagged = torch.arange(N) % 2 == 0
-    expected = token_losses(loss, logits.float(), original, token_ids, flagged)
-    found = token_losses(loss, logits, original, token_ids, flagged)
+    expected = token_losses(LossParams(loss=loss), logits.float(), original, token_ids, flagged)
+    found = token_losses(LossParams(loss=loss), logits, original, token_ids, flagged)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
 
@@ -250,7 +270,7 @@ def test_half_precision_is_raised_to_float32(loss, dtype):
 def test_losses_without_a_target_need_none():
     original = torch.tensor([[0.0, -torch.inf]])
     losses = token_losses(
-        "ul", torch.zeros(1, 2), original, torch.tensor([0]), torch.tensor([True])
+        LossParams(loss="ul"), torch.zeros(1, 2), original, torch.tensor([0]), torch.tensor([True])
     )
     assert losses.item() == pytest.approx(math.log(2))
 
@@ -297,7 +317,10 @@ def test_every_gradient_is_the_slope_of_the_formula_written_out(loss, sets):
     for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-5)):
         leaf = logits.to(dtype).requires_grad_()
         arguments = (leaf, original.to(dtype), token_ids, given)
-        losses = token_losses(loss, *arguments, **AS_ARGUMENTS)
+        losses = token_losses(
+            LossParams(loss=loss, **AS_ARGUMENTS),
+            *arguments,
+        )
         (found,) = torch.autograd.grad((losses * upstream.to(dtype)).sum(), leaf)
         wanted = expected * upstream[:, None]
         bound = tolerance * max(1.0, float(wanted.abs().max()))
@@ -381,9 +404,9 @@ def test_float32_is_exact_at_any_scale_and_with_impossible_tokens(loss, scales, 
     leaf = logits.requires_grad_()
     if math.inf in expected:
         with pytest.raises(ValueError, match="reverse KL is infinite"):
-            token_losses(loss, leaf, original, token_ids, given)
+            token_losses(LossParams(loss=loss), leaf, original, token_ids, given)
         return
-    found = token_losses(loss, leaf, original, token_ids, given)
+    found = token_losses(LossParams(loss=loss), leaf, original, token_ids, given)
     (gradient,) = torch.autograd.grad(found.sum(), leaf)
     assert found.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert gradient.isfinite().all()
@@ -401,7 +424,7 @@ def test_a_flagged_token_within_1e_7_of_certain_has_the_exact_loss_and_slope(los
     original = torch.linspace(-1, 1, size)[None]
     original[0, 3] = top
     token, row, leaf = torch.tensor([3]), original[0].tolist(), logits.clone().requires_grad_()
-    losses = token_losses(loss, leaf, original, token, torch.tensor([True]))
+    losses = token_losses(LossParams(loss=loss), leaf, original, token, torch.tensor([True]))
     (gradient,) = torch.autograd.grad(losses.sum(), leaf)
     values = [
         in_logs(loss, [top_ if v == 3 else 0.0 for v in range(size)], row, 3, [3])
@@ -418,7 +441,9 @@ def test_a_flagged_token_within_1e_7_of_certain_has_the_exact_loss_and_slope(los
 def test_forward_kl_to_what_the_updated_model_cannot_say_is_infinite_and_not_nan(loss):
     logits = torch.tensor([[0.0, -torch.inf, 1.0]], requires_grad=True)
     flagged = torch.tensor([loss == "tnfll"])
-    losses = token_losses(loss, logits, torch.zeros(1, 3), torch.tensor([0]), flagged)
+    losses = token_losses(
+        LossParams(loss=loss), logits, torch.zeros(1, 3), torch.tensor([0]), flagged
+    )
     assert losses.tolist() == [math.inf]
 
 
@@ -428,12 +453,16 @@ def test_rows_do_not_touch_each_other(loss, sets):
     """All together, each alone, in another order: the same."""
     logits, original, token_ids = random_rows(seed=4)
     given, _ = flags_of(token_ids, sets=sets)
-    together = token_losses(loss, logits, original, token_ids, given)
+    together = token_losses(LossParams(loss=loss), logits, original, token_ids, given)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
-    shuffled = token_losses(loss, *(x[order] for x in (logits, original, token_ids, given)))
+    shuffled = token_losses(
+        LossParams(loss=loss), *(x[order] for x in (logits, original, token_ids, given))
+    )
     torch.testing.assert_close(shuffled, together[order], rtol=1e-12, atol=1e-12)
     for n in range(N):
-        alone = token_losses(loss, *(x[n : n + 1] for x in (logits, original, token_ids, given)))
+        alone = token_losses(
+            LossParams(loss=loss), *(x[n : n + 1] for x in (logits, original, token_ids, given))
+        )
         torch.testing.assert_close(alone, together[n : n + 1], rtol=1e-12, atol=1e-12)
 
 
@@ -441,14 +470,20 @@ def test_rows_do_not_touch_each_other(loss, sets):
 def test_no_rows_have_no_losses(loss):
     nothing = torch.zeros(0, V, requires_grad=True)
     ids, flags = torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.bool)
-    assert token_losses(loss, nothing, nothing.detach(), ids, flags).shape == (0,)
+    assert token_losses(LossParams(loss=loss), nothing, nothing.detach(), ids, flags).shape == (0,)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
 def test_a_negative_weight_that_is_not_positive_and_finite_is_named(weight):
     logits, original, token_ids = random_rows()
     with pytest.raises(ValueError, match=f"negative_weight is {weight}"):
-        token_losses("tnff", logits, original, token_ids, token_ids < 0, negative_weight=weight)
+        token_losses(
+            LossParams(loss="tnff", negative_weight=weight),
+            logits,
+            original,
+            token_ids,
+            token_ids < 0,
+        )
 
 
 UNUSABLE = {
@@ -471,4 +506,4 @@ def test_arguments_that_do_not_fit_are_named(loss, changes, message):
     negative = torch.ones(N, dtype=torch.bool)
     given = {"original_logits": original, "token_ids": token_ids, "negative": negative, **changes}
     with pytest.raises(ValueError, match=message):
-        token_losses(loss, logits, **given)
+        token_losses(LossParams(loss=loss), logits, **given)

@@ -13,6 +13,7 @@ import torch
 
 from tnt.losses.batches import collate
 from tnt.losses.heads import completion_logits
+from tnt.losses.params import LossParams
 from tnt.losses.table import LOSSES, token_losses
 from tnt.training import run
 from tnt.training.params import LoraParams, TrainParams
@@ -78,7 +79,9 @@ def test_target_is_that_of_the_untouched_original_at_every_step(tmp_path, make, 
     batch = collate(masks, decoder_start_id=start)
     with torch.no_grad():
         pair = [completion_logits(model, batch) for model in (after_one_step, original)]
-        expected = token_losses("tnff", *pair, batch.token_ids, batch.negative).mean()
+        expected = token_losses(
+            LossParams(loss="tnff"), *pair, batch.token_ids, batch.negative
+        ).mean()
     assert logs[1].loss == pytest.approx(float(expected), rel=1e-3)
     assert logs[1].loss != pytest.approx(logs[0].loss, rel=1e-2)
 
@@ -427,7 +430,7 @@ def test_held_out_completions_are_watched_and_not_learnt(tmp_path):
     batch = collate(masks[6:])
     with torch.no_grad():
         pair = [completion_logits(model, batch) for model in (found.model, tiny.llama())]
-        losses = token_losses("tnff", *pair, batch.token_ids, batch.negative)
+        losses = token_losses(LossParams(loss="tnff"), *pair, batch.token_ids, batch.negative)
     last = found.logs[-1]
     assert last.validation_loss == pytest.approx(float(losses.mean()), rel=1e-4)
     assert last.validation_divergence == pytest.approx(float(losses[batch.kept].mean()), rel=1e-4)

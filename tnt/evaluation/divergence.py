@@ -13,8 +13,12 @@ from tnt import models
 from tnt.core.records import Mask
 from tnt.losses.batches import collate
 from tnt.losses.heads import completion_logits
+from tnt.losses.params import LossParams
 from tnt.losses.table import token_losses
 from tnt.models import by_length
+
+FORWARD, REVERSE = LossParams(loss="tnff"), LossParams(loss="tnrr")
+"""At kept tokens: KL(original || updated), and the other way round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,8 @@ def divergence(
             after = completion_logits(updated, batch)
             ids, none = batch.token_ids[batch.kept], torch.zeros_like(batch.token_ids[batch.kept])
             pair = after[batch.kept], before[batch.kept], ids, none.bool()
-            sums["forward"] += float(token_losses("tnff", *pair).sum())
-            sums["reverse"] += float(token_losses("tnrr", *pair).sum())
+            sums["forward"] += float(token_losses(FORWARD, *pair).sum())
+            sums["reverse"] += float(token_losses(REVERSE, *pair).sum())
             flagged = after[batch.negative].log_softmax(-1)
             picked = flagged.gather(-1, batch.token_ids[batch.negative][:, None])
             sums["mass"] += float(picked.exp().sum())

@@ -1,6 +1,6 @@
 """The losses from hidden states and LM heads, without ever holding the logits of all tokens.
 
-`losses.py` says what a loss is, this module only how it is computed: rows go through the heads a
+`table.py` says what a loss is, this module only how it is computed: rows go through the heads a
 chunk at a time, and value and gradient of a chunk are formed together, in the forward pass. What
 stays are the gradients by the hidden states and by the head. Chunks shrink as the vocabulary grows,
 so that memory grows neither with it nor with the number of tokens.
@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tnt.losses.heads import Head, raised
-from tnt.losses.table import ASKS_ORIGINAL, LOSSES, Rows, Term, refuse_misfits, refuse_unusable
+from tnt.losses.params import LossParams
+from tnt.losses.table import ASKS_ORIGINAL, LOSSES, Rows, Term, refuse_misfits, refuse_unknown
 from tnt.losses.targets import log_softmax
 
 CHUNK = {"cpu": 2**22}
@@ -43,7 +44,7 @@ class Fused:
 
 
 def fused_losses(
-    loss: str,
+    params: LossParams,
     hidden: Tensor,
     head: Head,
     original_hidden: Tensor | None,
@@ -51,46 +52,37 @@ def fused_losses(
     token_ids: Tensor,
     negative: Tensor,
     *,
-    negative_weight: float = 1.0,
-    target_floor: float = 1e-6,
-    nl_cap: float = -10.3,
     normaliser: float = 1.0,
 ) -> Fused:
-    """Return what `losses.token_losses` gives for the two heads' logits, and its sum to train on.
+    """Return what `table.token_losses` gives for the two heads' logits, and its sum to train on.
 
     The gradient reaches `hidden` and the head's weight and bias. It is linear in what comes from
     above `total` alone: give the divisor of a mean as `normaliser`, rather than divide afterwards.
 
     Args:
-        loss: A key of `LOSSES`.
+        params: The loss and its numbers.
         hidden: What enters the updated model's head, [N, d]; row n predicts token_ids[n].
         head: Of the updated model.
         original_hidden: What enters the original's head, [N, its d]; it and the head may be None
-            for losses that do not ask for the original, see `losses.asks_original`.
+            for losses that do not ask for the original, see `table.asks_original`.
         original_head: Of the original.
         token_ids: Generated tokens, [N] int64.
         negative: [N] or [N, V] bool, as in `token_losses`.
-        negative_weight: As in `token_losses`, like the next two.
-        target_floor: See there.
-        nl_cap: See there.
         normaliser: What `total` is divided by.
 
     Raises:
         ValueError: As in `token_losses`; or the heads differ in their vocabulary.
     """
-    refuse_unusable(loss, negative_weight, target_floor)
+    refuse_unknown(params.loss)
     vocabulary = len(head.weight)
     of_original = vocabulary if original_head is None else len(original_head.weight)
     refuse_misfits(len(hidden), vocabulary, of_original, token_ids, negative)
     job = _Job(
-        loss=loss,
+        params=params,
         head=head,
         original_head=original_head,
         token_ids=token_ids,
         negative=negative,
-        negative_weight=negative_weight,
-        target_floor=target_floor,
-        nl_cap=nl_cap,
         normaliser=normaliser,
         gradient=torch.is_grad_enabled(),
     )
@@ -101,22 +93,19 @@ def fused_losses(
 class _Job:
     """What `_Fused` works from, besides the tensors that may get a gradient."""
 
-    loss: str
+    params: LossParams
     head: Head
     original_head: Head | None
     token_ids: Tensor
     negative: Tensor
-    negative_weight: float
-    target_floor: float
-    nl_cap: float
     normaliser: float
     gradient: bool
 
     def groups(self) -> Iterator[tuple[Term, float, Tensor]]:
         """Yield the term of negative and of kept tokens, its weight, and the rows' numbers."""
         flagged = self.negative if self.negative.ndim == 1 else self.negative.any(-1)
-        terms = LOSSES[self.loss]
-        yield terms.negative, self.negative_weight, flagged.nonzero()[:, 0]
+        terms = LOSSES[self.params.loss]
+        yield terms.negative, self.params.negative_weight, flagged.nonzero()[:, 0]
         yield terms.kept, 1.0, (~flagged).nonzero()[:, 0]
 
     def sets(self, rows: Tensor) -> Tensor | None:
@@ -223,8 +212,7 @@ def _chunk(
                     token_ids=token_ids,
                     negative=job.sets(block),
                     numbers=block,
-                    target_floor=job.target_floor,
-                    nl_cap=job.nl_cap,
+                    params=job.params,
                 )
             )
             if gradient and found.requires_grad:

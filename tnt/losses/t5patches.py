@@ -5,12 +5,11 @@ Kept to reproduce their numbers; tests/data/t5patches_losses.json has notes.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from tnt.losses import table
+from tnt.losses.params import LossParams
 from tnt.losses.table import Rows, TokenLoss, cross_entropy, negative_log_prob
 
 _SMOOTHING = 1e-6
@@ -56,8 +55,8 @@ T5PATCHES_LOSSES = {
 }
 
 
-def token_losses(loss: str, *tensors: Tensor, nl_cap: float = -10.3, **numbers: Any) -> Tensor:
+def token_losses(params: LossParams, *tensors: Tensor) -> Tensor:
     """Return the loss of every token as `tnt.losses.table.token_losses` does, with their quirks."""
-    losses = table.token_losses(loss, *tensors, nl_cap=nl_cap, table=T5PATCHES_LOSSES, **numbers)
+    losses = table.token_losses(params, *tensors, table=T5PATCHES_LOSSES)
     # Their cap comes after the weight, and has the wrong sign.
-    return losses.clamp(max=-nl_cap) if loss == "nl" else losses
+    return losses.clamp(max=-params.nl_cap) if params.loss == "nl" else losses

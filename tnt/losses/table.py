@@ -10,7 +10,6 @@ Legend: N tokens, V vocabulary. q is the target, p the updated model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tnt.losses.params import LossParams
 from tnt.losses.targets import log_softmax, target_log_probs, with_floor
 
 
@@ -36,8 +36,7 @@ class Rows:
     """[N, V] bool, a True in every row; None at kept tokens."""
     numbers: Tensor
     """Which rows of the caller's these are, [N] int64: named in errors."""
-    target_floor: float
-    nl_cap: float
+    params: LossParams
 
     def target(self) -> Tensor:
         """Return the target's log-probabilities, [N, V]; at kept tokens those of the original."""
@@ -75,7 +74,7 @@ def reverse_kl(rows: Rows) -> Tensor:
     """
     target = rows.target()
     if rows.negative is not None:
-        target = with_floor(target, rows.negative, rows.target_floor)
+        target = with_floor(target, rows.negative, rows.params.target_floor)
     losses: Tensor = _KL.apply(rows.updated, target)
     if torch.isposinf(losses).any():
         infinite = torch.isneginf(target) & (rows.updated.exp() > 0)
@@ -99,7 +98,7 @@ def unlikelihood(rows: Rows) -> Tensor:
 
 def negative_likelihood(rows: Rows) -> Tensor:
     """max(log p(negative), cap)."""
-    return negative_log_prob(rows).clamp(min=rows.nl_cap)
+    return negative_log_prob(rows).clamp(min=rows.params.nl_cap)
 
 
 def cross_entropy(rows: Rows) -> Tensor:
@@ -132,15 +131,12 @@ def asks_original(loss: str) -> bool:
 
 
 def token_losses(
-    loss: str,
+    params: LossParams,
     logits: Tensor,
     original_logits: Tensor,
     token_ids: Tensor,
     negative: Tensor,
     *,
-    negative_weight: float = 1.0,
-    target_floor: float = 1e-6,
-    nl_cap: float = -10.3,
     table: Mapping[str, TokenLoss] = LOSSES,
 ) -> Tensor:
     """Return the loss of every token, before any reduction.
@@ -149,24 +145,22 @@ def token_losses(
     KL([4/7, 0, 2/7, 1/7] || [0.4, 0.3, 0.2, 0.1]) = -log 0.7 = 0.357.
 
     Args:
-        loss: A key of `table`.
+        params: A loss of `table`, and its numbers.
         logits: Of the updated model, [N, V]; row n predicts token_ids[n].
         original_logits: Of the frozen original in evaluation mode, [N, V].
         token_ids: Generated tokens, [N] int64.
         negative: [N] bool, where the generated token was flagged; or [N, V] bool, sets of flagged
             tokens: a row with any True is a negative row. Every other row is a kept token.
-        negative_weight: Multiplies the negative rows; `alpha` in T5Patches.
-        target_floor: Mass of a reverse-KL target on all negative tokens of a row together.
-        nl_cap: Where `nl` stops pushing: log p is not lowered below it.
         table: `tnt.losses.t5patches` has another, for the authors' numbers.
 
     Returns:
         Nats per token, [N], in the precision of `logits`; half precision is raised to float32.
 
     Raises:
-        ValueError: The loss is unknown, a number is out of range, or a target does not exist.
+        ValueError: The loss is unknown, tensors do not fit, or a target does not exist.
     """
-    refuse_unusable(loss, negative_weight, target_floor, table)
+    refuse_unknown(params.loss, table)
+    terms = table[params.loss]
     refuse_misfits(len(logits), logits.shape[-1], original_logits.shape[-1], token_ids, negative)
     if logits.dtype.itemsize < 4:
         logits = logits.float()
@@ -179,8 +173,8 @@ def token_losses(
     losses = logits.new_zeros(len(token_ids))
     # Rows are selected, never multiplied by a mask: NaN * 0 is NaN, and so is its gradient.
     for term, chosen, sets, weight in (
-        (table[loss].negative, flagged, negative, negative_weight),
-        (table[loss].kept, ~flagged, None, 1.0),
+        (terms.negative, flagged, negative, params.negative_weight),
+        (terms.kept, ~flagged, None, 1.0),
     ):
         if chosen.any():
             rows = Rows(
@@ -189,8 +183,7 @@ def token_losses(
                 token_ids=token_ids[chosen],
                 negative=None if sets is None else sets[chosen],
                 numbers=chosen.nonzero()[:, 0],
-                target_floor=target_floor,
-                nl_cap=nl_cap,
+                params=params,
             )
             losses = losses.index_put((chosen,), weight * term(rows))
     return losses
@@ -225,19 +218,10 @@ class _KL(torch.autograd.Function):
         return tuple(None if g is None else g * upstream[:, None] for g in ctx.saved_tensors)
 
 
-def refuse_unusable(
-    loss: str,
-    negative_weight: float,
-    target_floor: float,
-    table: Mapping[str, TokenLoss] = LOSSES,
-) -> None:
-    """Raise if the loss is unknown or a number is out of range."""
+def refuse_unknown(loss: str, table: Mapping[str, TokenLoss] = LOSSES) -> None:
+    """Raise if the table has no such loss."""
     if loss not in table:
         raise ValueError(f"The loss {loss!r} is unknown. Choose one of: {', '.join(table)}.")
-    if not 0 < negative_weight < math.inf:
-        raise ValueError(f"negative_weight is {negative_weight}. It must be above 0 and finite.")
-    if not 0 < target_floor < 1:
-        raise ValueError(f"target_floor is {target_floor}. It must lie between 0 and 1.")
 
 
 def refuse_misfits(

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from pydantic.dataclasses import dataclass
 
 from tnt.core.params import STRICT
-from tnt.losses.params import LossName
+from tnt.losses.params import LossParams
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -24,16 +24,9 @@ class LoraParams:
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
-class TrainParams:
+class TrainParams(LossParams):
     """How a round's model is trained. The defaults are what docs/log.md found best."""
 
-    loss: LossName = "tnff"
-    negative_weight: PositiveFloat = 1.0
-    """Multiplies the loss at negative tokens; `alpha` in T5Patches."""
-    target_floor: Annotated[float, Field(gt=0, lt=1)] = 1e-6
-    """Mass of a reverse-KL target on a position's negative tokens."""
-    nl_cap: Annotated[float, Field(lt=0)] = -10.3
-    """`nl` only: log p is not pushed below this."""
     epochs: PositiveInt
     batch_size: PositiveInt
     """Completions of one optimiser step."""
@@ -66,6 +59,7 @@ class TrainParams:
 
     def __post_init__(self) -> None:
         """Refuse what is no regular expression."""
+        LossParams.__post_init__(self)
         try:
             re.compile(self.trainable or "")
         except re.error as error:

@@ -201,12 +201,7 @@ def _trainer(
         watched=watched,
         original=cached or _running_original(frozen, trained, autocast),
         original_head=head,
-        loss={
-            "loss": params.loss,
-            "negative_weight": params.negative_weight,
-            "target_floor": params.target_floor,
-            "nl_cap": params.nl_cap,
-        },
+        loss=params,
         dropout=params.dropout,
         autocast=autocast,
         max_divergence=params.max_divergence,

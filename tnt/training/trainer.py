@@ -23,6 +23,7 @@ from tnt.core.records import Mask
 from tnt.losses.batches import Batch, collate
 from tnt.losses.fused import Fused, fused_losses
 from tnt.losses.heads import Head, completion_hidden, head_of
+from tnt.losses.params import LossParams
 from tnt.losses.table import asks_original
 from tnt.training.checkpoints import is_whole, seal
 from tnt.training.order import NOTHING
@@ -31,6 +32,10 @@ from tnt.training.progress import Progress
 
 SUMS = ("negative", "kept", "corrected", "mass", "negatives", "kepts", "corrections")
 """What is added up over a step: losses, probability of the negative tokens, numbers of tokens."""
+CORRECTED = LossParams(loss="sft_clean")
+"""What a correction is learned by: cross-entropy."""
+MOVED = LossParams(loss="tnff")
+"""At kept tokens, KL(original || updated)."""
 OriginalHidden = Callable[[list[int], Batch], Tensor]
 """(numbers of a batch's generated completions, the batch) -> what enters the original's head at
 their tokens, [N, d]."""
@@ -56,7 +61,7 @@ class TargetedTrainer(Trainer):
         watched: Sequence[int],
         original: OriginalHidden,
         original_head: Head,
-        loss: dict[str, Any],
+        loss: LossParams,
         dropout: bool,
         autocast: Autocast,
         max_divergence: float,
@@ -72,14 +77,14 @@ class TargetedTrainer(Trainer):
             watched: Numbers of the rows that tell how the training goes.
             original: What the original says.
             original_head: Its head.
-            loss: The loss and its numbers: keyword arguments of `fused_losses`.
+            loss: The loss and its numbers.
             dropout: Whether the model is trained with its dropout.
             autocast: Precision of the transformer's passes.
             max_divergence: Nats per kept token at which training stops.
         """
         self.rows, self.watched = rows, watched
         self.original, self.original_head = original, original_head
-        self.loss = {"negative_weight": 1.0, **loss}
+        self.loss = loss
         self.dropout, self.autocast, self.max_divergence = dropout, autocast, max_divergence
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64)
         table = Dataset.from_dict({"number": list(order)})
@@ -126,21 +131,26 @@ class TargetedTrainer(Trainer):
         batch = Batch(**inputs)
         hidden = completion_hidden(self.model, batch, through=model)
         normaliser = float(num_items_in_batch) / self.accelerator.num_processes
-        said = self._said(batch, numbers, hidden, normaliser)
+        said = self._said(self.loss, batch, numbers, hidden, normaliser)
         learnt = self._corrected(batch, hidden, normaliser)
         self._add(batch, said, learnt)
         return said.total if learnt is None else said.total + learnt.total
 
     def _said(
-        self, batch: Batch, numbers: list[int], hidden: Tensor, normaliser: float, **changes: Any
+        self,
+        loss: LossParams,
+        batch: Batch,
+        numbers: list[int],
+        hidden: Tensor,
+        normaliser: float,
     ) -> Fused:
         """Return the losses of what was generated."""
         carries = _carries(batch)
-        settings = {**self.loss, **changes}
         asked = None
-        if asks_original(settings["loss"]):
+        if asks_original(loss.loss):
             asked = self.original(numbers, batch)[carries[~batch.corrected]]
         return fused_losses(
+            loss,
             hidden=hidden[carries],
             head=head_of(self.model),
             original_hidden=asked,
@@ -148,7 +158,6 @@ class TargetedTrainer(Trainer):
             token_ids=batch.token_ids[carries],
             negative=batch.negative[carries],
             normaliser=normaliser,
-            **settings,
         )
 
     def _corrected(self, batch: Batch, hidden: Tensor, normaliser: float) -> Fused | None:
@@ -157,7 +166,7 @@ class TargetedTrainer(Trainer):
         if not corrected.any():
             return None
         return fused_losses(
-            "sft_clean",
+            CORRECTED,
             hidden[corrected],
             head_of(self.model),
             None,
@@ -172,7 +181,7 @@ class TargetedTrainer(Trainer):
         negative = batch.negative[_carries(batch)]
         count = int(negative.sum())
         parts = [
-            said.losses[negative].sum() / self.loss["negative_weight"],
+            said.losses[negative].sum(),
             said.losses[~negative].sum(),
             0.0 if learnt is None else learnt.losses.sum(),
             said.log_probs[negative].exp().sum(),
@@ -199,10 +208,10 @@ class TargetedTrainer(Trainer):
     def _means(self, sums: dict[str, float]) -> dict[str, float]:
         """Return a step's means, each over the tokens of its kind."""
         negatives, kepts, corrections = (sums[n] for n in ("negatives", "kepts", "corrections"))
-        total = self.loss["negative_weight"] * sums["negative"] + sums["kept"] + sums["corrected"]
+        total = sums["negative"] + sums["kept"] + sums["corrected"]
         return {
             "loss": total / (negatives + kepts + corrections),
-            "negative_loss": sums["negative"] / max(1, negatives),
+            "negative_loss": sums["negative"] / self.loss.negative_weight / max(1, negatives),
             "kept_loss": sums["kept"] / max(1, kepts),
             "corrected_loss": sums["corrected"] / max(1, corrections),
             "negative_mass": sums["mass"] / max(1, negatives),
@@ -224,10 +233,10 @@ class TargetedTrainer(Trainer):
                 numbers = inputs.pop("said").tolist()
                 batch = Batch(**inputs).to(self.model.device)
                 hidden = completion_hidden(self.model, batch)
-                losses.append(self._said(batch, numbers, hidden, 1.0).losses)
+                losses.append(self._said(self.loss, batch, numbers, hidden, 1.0).losses)
                 if learnt := self._corrected(batch, hidden, 1.0):
                     losses.append(learnt.losses)
-                all_moved = self._said(batch, numbers, hidden, 1.0, loss="tnff").losses
+                all_moved = self._said(MOVED, batch, numbers, hidden, 1.0).losses
                 moved.append(all_moved[batch.kept[_carries(batch)]])
         loss, divergence = (_mean(torch.cat(values)) for values in (losses, moved))
         found = {"validation_loss": loss, "validation_divergence": divergence}
