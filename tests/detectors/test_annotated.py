@@ -57,4 +57,4 @@ def test_bad_params_are_errors(config, message):
 def test_what_it_reads_lies_where_dvc_follows_it(tmp_path):
     config = {"kind": "annotations", "file": str(tmp_path / "people.jsonl")}
     with pytest.raises(ValueError, match="lies under data/lists or data/annotations"):
-        pins.input_files("people", config)
+        pins.input_files(detectors.parse("people", config))

@@ -106,7 +106,7 @@ def test_dotted_path_to_no_detector_is_an_error(kind, message):
 
 
 def test_code_and_inputs_of_a_plugin_are_what_it_depends_on(plugin):
-    files = input_files("x", {"kind": plugin, "word": "tea"})
+    files = input_files(detectors.parse("x", {"kind": plugin, "word": "tea"}))
     assert [file.as_posix() for file in files] == [
         "data/lists/words.txt",
         "plugins/helping.py",
@@ -126,7 +126,9 @@ def test_all_of_a_plugin_that_is_a_package_is_pinned(plugin, tmp_path, kind):
         file = tmp_path / "plugins" / "loud" / f"{name}.py"
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
-    files = {file.as_posix() for file in input_files("x", {"kind": kind, "word": "tea"})}
+    files = {
+        file.as_posix() for file in input_files(detectors.parse("x", {"kind": kind, "word": "tea"}))
+    }
     loud = {f"plugins/loud/{name}.py" for name in ("__init__", "rules", "words")}
     assert files == {"data/lists/words.txt", "plugins/helping.py", *loud}
 
@@ -139,7 +141,7 @@ def test_plugin_that_cannot_run_is_one_line(plugin, tmp_path, code, error):
     (tmp_path / "plugins" / "broken.py").write_text(code)
     message = rf"^detectors\.x\.kind 'plugins\.broken:build' cannot be imported: {error}"
     with pytest.raises(ValueError, match=message) as caught:
-        input_files("x", {"kind": "plugins.broken:build"})
+        input_files(detectors.parse("x", {"kind": "plugins.broken:build"}))
     assert "\n" not in str(caught.value)
 
 
@@ -154,13 +156,13 @@ def test_plugin_that_cannot_run_is_one_line(plugin, tmp_path, code, error):
 def test_plugin_that_does_not_keep_to_the_contract_is_one_line(plugin, tmp_path, old, new, message):
     (tmp_path / "plugins" / "odd.py").write_text(PLUGIN.replace(old, new))
     with pytest.raises(ValueError, match=rf"'plugins\.odd:build' is not a detector: .*{message}"):
-        input_files("x", {"kind": "plugins.odd:build", "word": "tea"})
+        input_files(detectors.parse("x", {"kind": "plugins.odd:build", "word": "tea"}))
 
 
 def test_input_that_is_not_given_is_no_file(plugin, tmp_path):
     code = PLUGIN.replace('words: str = "data/lists/words.txt"', "words: str | None = None")
     (tmp_path / "plugins" / "optional.py").write_text(code)
-    files = input_files("x", {"kind": "plugins.optional:build", "word": "tea"})
+    files = input_files(detectors.parse("x", {"kind": "plugins.optional:build", "word": "tea"}))
     assert [file.name for file in files] == ["helping.py", "optional.py"]
 
 
@@ -180,13 +182,13 @@ def test_input_outside_the_lists_is_refused(tmp_path, monkeypatch, path):
     for name in ("words.txt", "data/words.txt"):
         (tmp_path / name).write_text("tea\n")
     with pytest.raises(ValueError, match=r"detectors\.x reads .* under data/lists or"):
-        input_files("x", {"kind": "phrases", "list": path})
+        input_files(detectors.parse("x", {"kind": "phrases", "list": path}))
 
 
 def test_input_that_does_not_exist_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"reads 'data/lists/none\.txt', which does not exist"):
-        input_files("x", {"kind": "phrases", "list": "data/lists/none.txt"})
+        input_files(detectors.parse("x", {"kind": "phrases", "list": "data/lists/none.txt"}))
 
 
 def test_pinned_input_that_changed_is_an_error(tmp_path):

@@ -275,7 +275,7 @@ def _detectors_changed(revision: str, loaded: Project) -> list[str]:
     """Return the detectors whose params or files are others than at a revision."""
     then = workspace.plain(workspace.params_at(revision)["detectors"])
     files = {
-        name: {file.as_posix() for file in pins.input_files(name, config)}
+        name: {file.as_posix() for file in pins.input_files(detectors.parse(name, config))}
         for name, config in loaded.detectors.items()
     }
     changed: Collection[str] = ()

@@ -12,13 +12,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
+from pathlib import Path
 from typing import Any
 
 from tnt.core.errors import did_you_mean
-from tnt.core.params import parse
+from tnt.core.params import STRICT
+from tnt.core.params import parse as parse_params
 from tnt.detectors import annotated, classifier, entities, phrases, pii, repetition
 from tnt.detectors.span import Span
+
+__all__ = ["DETECTORS", "STRICT", "Detect", "Instance", "Kind", "Span", "build", "parse"]
 
 Detect = Callable[[str, str], list[Span]]
 """(completion text, prompt input) -> spans, in any order.
@@ -55,35 +59,68 @@ DETECTORS = {
 }
 
 
-def build(name: str, config: Mapping[str, Any]) -> Detect:
-    """Return the detector that one entry of `detectors:` in params.yaml describes.
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One entry of `detectors:` in params.yaml, checked."""
+
+    name: str
+    """Becomes `Flag.detector`."""
+    kind: Kind
+    params: Any
+    named: str
+    """What params.yaml calls the kind: a key of `DETECTORS`, a dotted path or an entry point."""
+
+    def build(self) -> Detect:
+        """Return the detector.
+
+        Raises:
+            ValueError: Its params do not fit, or a user's own code failed.
+        """
+        if self.named in DETECTORS:
+            return self.kind.build(self.params)
+        try:
+            return self.kind.build(self.params)
+        except Exception as error:  # a user's own code
+            raise ValueError(
+                f"detectors.{self.name} cannot be built: {type(error).__name__}: {error}. "
+                "Correct it."
+            ) from error
+
+    def inputs(self) -> list[Path]:
+        """Return the files that its params name."""
+        given = [getattr(self.params, field) for field in self.kind.inputs]
+        return [Path(file) for file in given if file is not None]
+
+    def versions(self) -> dict[str, str]:
+        """Return the installed versions of the packages that decide what it flags."""
+        packages = [*self.kind.packages]
+        if self.kind.package and not Path(getattr(self.params, self.kind.package)).is_dir():
+            packages.append(getattr(self.params, self.kind.package))
+        return {package: version(package) for package in packages}
+
+
+def parse(name: str, config: Mapping[str, Any]) -> Instance:
+    """Return one entry of `detectors:`, checked.
 
     Args:
-        name: The instance's name, which becomes `Flag.detector`.
+        name: The entry's name.
         config: `kind` and the kind's own params.
 
     Raises:
         ValueError: The kind is unknown, or its params do not fit.
     """
-    kind, params = parsed(name, config)
-    if str(config["kind"]) in DETECTORS:
-        return kind.build(params)
-    try:
-        return kind.build(params)
-    except Exception as error:  # a user's own code
-        raise ValueError(
-            f"detectors.{name} cannot be built: {type(error).__name__}: {error}. Correct it."
-        ) from error
-
-
-def parsed(name: str, config: Mapping[str, Any]) -> tuple[Kind, Any]:
-    """Return the kind and the params of one entry of `detectors:`."""
     where = f"detectors.{name}"
     if "kind" not in config:
         raise ValueError(f"{where} has no 'kind'. Add one of: {', '.join(DETECTORS)}.")
-    kind = _kind(str(config["kind"]), where)
+    named = str(config["kind"])
+    kind = _kind(named, where)
     values = {key: value for key, value in config.items() if key != "kind"}
-    return kind, parse(values, kind.params, where=where)
+    return Instance(name, kind, parse_params(values, kind.params, where=where), named)
+
+
+def build(name: str, config: Mapping[str, Any]) -> Detect:
+    """Return the detector that one entry of `detectors:` describes; see `parse` and `Instance`."""
+    return parse(name, config).build()
 
 
 def _kind(kind: str, where: str) -> Kind:

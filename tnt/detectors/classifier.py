@@ -24,7 +24,7 @@ import math
 import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -124,7 +124,8 @@ def build(params: ClassifierParams) -> Classifier:
     """
     folder = Path(params.name)
     if params.source == "local":
-        if params.sha256 != (found := sha256_of(folder)):
+        written = max((path.stat().st_mtime_ns for path in folder.rglob("*")), default=0)
+        if params.sha256 != (found := _hash(folder.resolve(), written)):
             raise ValueError(
                 f"sha256 of the classifier {params.name!r} is {params.sha256!r}, but the folder "
                 f"has {found}. Restore it, or write the new hash if that is the model you mean."
@@ -440,6 +441,12 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     inner = text[start:end].strip()
     start += len(text[start:end]) - len(text[start:end].lstrip())
     return start, start + len(inner)
+
+
+@cache
+def _hash(folder: Path, written: int) -> str:
+    """Return the hash of a folder last written to at `written`; each is read once a process."""
+    return sha256_of(folder)
 
 
 def _hash_of(path: Path) -> str:

@@ -34,9 +34,10 @@ def load(path: Path = layout.PARAMS) -> Project:
     project = parse(values, Project, where=str(path))
     _refuse_rounds(project, path)
     for name, config in project.detectors.items():
-        for file in pins.input_files(name, config):
+        detector = detectors.parse(name, config)
+        for file in pins.input_files(detector):
             _refuse_link(file, f"{path}: detectors.{name}")
-        detectors.build(name, config)
+        detector.build()
     for name in project.report.redact:
         if name not in project.detectors:
             raise ValueError(

@@ -2,52 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from importlib.metadata import version
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from tnt.core.hashes import sha256_of
 from tnt.core.imports import CODE_ROOT, closure, module_files, with_data
-from tnt.detectors import parsed
+from tnt.detectors import Instance
 from tnt.project import layout
 
 
-def input_files(name: str, config: Mapping[str, Any]) -> list[Path]:
-    """Return the files whose content decides what an instance flags: its inputs, a plugin's code.
+def input_files(detector: Instance) -> list[Path]:
+    """Return the files whose content decides what a detector flags: its inputs, a plugin's code.
 
     Raises:
         ValueError: An input lies outside `data/lists/` and `data/annotations/`, or does not exist.
     """
-    kind, params = parsed(name, config)
-    given = [getattr(params, field) for field in kind.inputs]
-    files = [Path(file) for file in given if file is not None]
+    files = detector.inputs()
     folders = (layout.LISTS, layout.ANNOTATIONS)
     for file in files:
         inside = any(file.is_relative_to(folder) for folder in folders)
         if not inside or ".." in file.parts:
             raise ValueError(
-                f"detectors.{name} reads {str(file)!r}. What detectors read lies under "
+                f"detectors.{detector.name} reads {str(file)!r}. What detectors read lies under "
                 f"{' or '.join(map(str, folders))}, so that DVC can follow it: move it there."
             )
         if not file.is_file():
             raise ValueError(
-                f"detectors.{name} reads {str(file)!r}, which does not exist. Create it."
+                f"detectors.{detector.name} reads {str(file)!r}, which does not exist. Create it."
             )
-    module = str(config["kind"]).partition(":")[0]
+    module = detector.named.partition(":")[0]
     if module.split(".")[0] == str(layout.PLUGINS):
         for file in module_files(module, Path()):
             files += closure(file, Path())
     return files
-
-
-def package_versions(name: str, config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the installed versions of the packages that decide what an instance flags."""
-    kind, params = parsed(name, config)
-    packages = [*kind.packages]
-    if kind.package and not Path(getattr(params, kind.package)).is_dir():
-        packages.append(getattr(params, kind.package))
-    return {package: version(package) for package in packages}
 
 
 MODULES = {"respond": "generate"}

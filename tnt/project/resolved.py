@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tnt import models
+from tnt import detectors, models
 from tnt.core import records
 from tnt.core.records import PromptFiles
 from tnt.project import layout, pins
@@ -123,14 +123,15 @@ def _of_sets(section: Any, field: str, used: Iterable[str]) -> dict[str, Any]:
 
 
 def _detectors(project: Project, names: list[str]) -> dict[str, Any]:
-    files = [f for name in names for f in pins.input_files(name, project.detectors[name])]
+    parsed = [detectors.parse(name, project.detectors[name]) for name in names]
+    files = {file for detector in parsed for file in pins.input_files(detector)}
     return {
         "instances": {name: project.detectors[name] for name in names},
-        "inputs": pinned(sorted(set(files))),
+        "inputs": pinned(sorted(files)),
         "versions": {
             package: version
-            for name in names
-            for package, version in pins.package_versions(name, project.detectors[name]).items()
+            for detector in parsed
+            for package, version in detector.versions().items()
         },
     }
 
