@@ -20,13 +20,13 @@ SET = {"0.1", "0.7", "2.0e-5"}
 
 
 def conclusions(section):
-    """What a section says first, each line break a space."""
+    """What a section says first, however it is broken into lines."""
     (text,) = (s for s in EVIDENCE.read_text().split("\n## ") if s.startswith(section))
-    return text.split("### What this says")[1].split("\n### ")[0].replace("\n  ", " ")
+    return " ".join(text.split("### What this says")[1].split("\n### ")[0].split())
 
 
 def readme():
-    return (ROOT / "README.md").read_text().replace("\n", " ")
+    return " ".join((ROOT / "README.md").read_text().split())
 
 
 def test_the_tables_are_those_of_the_results():
