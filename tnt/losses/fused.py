@@ -1,6 +1,6 @@
 """The losses from hidden states and LM heads, without ever holding the logits of all tokens.
 
-`losses.py` says what a loss is, this module only how it is computed: rows go through the heads a
+`table.py` says what a loss is, this module only how it is computed: rows go through the heads a
 chunk at a time, and value and gradient of a chunk are formed together, in the forward pass. What
 stays are the gradients by the hidden states and by the head. Chunks shrink as the vocabulary grows,
 so that memory grows neither with it nor with the number of tokens.
@@ -56,7 +56,7 @@ def fused_losses(
     nl_cap: float = -10.3,
     normaliser: float = 1.0,
 ) -> Fused:
-    """Return what `losses.token_losses` gives for the two heads' logits, and its sum to train on.
+    """Return what `table.token_losses` gives for the two heads' logits, and its sum to train on.
 
     The gradient reaches `hidden` and the head's weight and bias. It is linear in what comes from
     above `total` alone: give the divisor of a mean as `normaliser`, rather than divide afterwards.
@@ -66,7 +66,7 @@ def fused_losses(
         hidden: What enters the updated model's head, [N, d]; row n predicts token_ids[n].
         head: Of the updated model.
         original_hidden: What enters the original's head, [N, its d]; it and the head may be None
-            for losses that do not ask for the original, see `losses.asks_original`.
+            for losses that do not ask for the original, see `table.asks_original`.
         original_head: Of the original.
         token_ids: Generated tokens, [N] int64.
         negative: [N] or [N, V] bool, as in `token_losses`.
@@ -185,7 +185,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the forward pass; they are used once, and given away."""
+        """Return the gradients of the forward pass; each is used once."""
         gradients = []
         for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
             if gradient is not None and upstream != 1:
