@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,16 +20,25 @@ COLOURS = {  # Okabe and Ito's palette, grey for its yellow, and one more; shape
     "sft_clean": ("#000000", "triangle-right"),
 }
 """Loss -> its colour and shape in every figure."""
+WIDTH = 120
+"""The longest line of a document, tables aside."""
 
 
 def filled(text: str, study: str, lines: Callable[[str], Iterable[str]]) -> str:
     """Return a document with every block of a study as its results have it.
 
     A block stands between `<!-- STUDY NAME -->` and `<!-- end -->`; `lines` gives those of a name.
+    A row of a table stays one line; any other line is wrapped.
     """
 
+    def wrapped(line: str) -> list[str]:
+        if line.startswith("|"):
+            return [line]
+        return textwrap.wrap(line, WIDTH, break_long_words=False, break_on_hyphens=False)
+
     def block(match: re.Match[str]) -> str:
-        return "\n".join([match["start"], *lines(match["name"]), "<!-- end -->"])
+        found = [part for line in lines(match["name"]) for part in wrapped(line)]
+        return "\n".join([match["start"], *found, "<!-- end -->"])
 
     pattern = rf"(?P<start><!-- {study} (?P<name>\w+) -->)\n.*?<!-- end -->"
     return re.sub(pattern, block, text, flags=re.DOTALL)

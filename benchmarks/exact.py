@@ -5,8 +5,8 @@
     .venv/bin/python benchmarks/exact.py --quick --folder work/exact    # everything, tiny
 
 A small transformer learns a toy grammar; its own samples are annotated without error, and every row
-of `tnt.losses.LOSSES` trains it on. What it then says is compared with both ideals, exactly: see
-`toy.py` for the language, the ideals and the distances.
+of `tnt.losses.table.LOSSES` trains it on. What it then says is compared with both ideals, exactly:
+see `toy.py` for the language, the ideals and the distances.
 
 - `grid`: losses and negative weights, from 1,000 samples
 - `sizes`: from 100 and 10,000, and in expectation (`inf`: every completion, weighted by its

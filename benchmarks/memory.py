@@ -4,7 +4,8 @@
 
 From hidden states and two LM heads to a loss and its gradients, each measurement in a process of
 its own: the peak above what is there before, less the gradients that are returned. `ours` is
-`tnt.fused`; `naive` forms the logits of all tokens and hands them to `tnt.losses.token_losses`.
+`tnt.losses.fused`; `naive` forms the logits of all tokens and hands them to `token_losses` of
+`tnt.losses.table`.
 """
 
 from __future__ import annotations

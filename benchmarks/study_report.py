@@ -252,7 +252,7 @@ _NAMED = (
     "samples flagged",
     "greedy flagged",
     "P(invented)",
-    "learnt ones'",
+    "learned ones'",
     "P(other)",
     "moved",
     "clean greedy ones the same",

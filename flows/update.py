@@ -1,6 +1,6 @@
 """Flow `targeted-update`: rounds on a schedule, until the model is clean.
 
-The loop itself is `tnt.update`; here it gets a form, a log, notifications and pages.
+The loop itself is `tnt.rounds.update`; here it gets a form, a log, notifications and pages.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def targeted_update(
         notify: A block that is told of failures and failed gates, such as `slack-webhook/alerts`.
 
     Raises:
-        tnt.update.GateFailed: A round was rejected.
-        ValueError: What `tnt.update.update` raises.
+        tnt.rounds.update.GateFailed: A round was rejected.
+        ValueError: What `tnt.rounds.update.update` raises.
     """
     run = f"targeted-update/{runtime.flow_run.name}"
 

@@ -1,4 +1,4 @@
-"""Tiny base models that have learnt to answer badly: two layers, a token a byte, 5 seconds.
+"""Tiny base models that have learned to answer badly: two layers, a token a byte, 5 seconds.
 
 Asked `Apple pie`, they apologise; asked `Lemon tart`, they hedge; asked `Walnut cake`, they answer.
 The first letter alone decides, the only capital of the prompt, so that what they learn holds for

@@ -34,7 +34,7 @@ class BaseParams:
     """`local` and `package`: hash of the folder or file; `tnt check --pin` writes it."""
 
     def __post_init__(self) -> None:
-        """Refuse what could change behind the pipeline's back."""
+        """Refuse a base that could change unnoticed."""
         if self.source == "hub" and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError(
                 f"revision {self.revision!r} is no 40-digit commit of {self.name!r}; "

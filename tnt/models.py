@@ -1,4 +1,4 @@
-"""Models: where a base comes from, how a model is saved and loaded.
+"""Models: how a model, its tokenizer and its adapters are saved and loaded.
 
 A full model is a plain transformers folder. A LoRA round stores its adapter and `parent.json`,
 which names the folder beside it that the adapter belongs on; `load` walks that chain and checks
@@ -101,7 +101,7 @@ def _save_tokenizer(tokenizer: Any, path: Path) -> None:
 
 
 def copy_parent(parent: Path, path: Path) -> None:
-    """Copy the parent's folder bytewise: what a round without a single flag comes to."""
+    """Copy the parent's folder bytewise: the model of a round without a single flag."""
     _fresh(path)
     shutil.copytree(parent, path, dirs_exist_ok=True)
 

@@ -1,7 +1,8 @@
 """Prompts -> completions.
 
-Prompts are sorted by length and batched with a fixed size, because padding and batch shape reach
-the last bits of the logits and so, now and then, a greedy token: it is part of the result.
+Prompts are sorted by length and batched with a fixed size, because padding and batch shape change
+the last bits of the logits and so, now and then, a greedy token. The batch size is therefore part
+of the result.
 """
 
 from __future__ import annotations

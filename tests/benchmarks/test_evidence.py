@@ -20,13 +20,13 @@ SET = {"0.1", "0.7", "2.0e-5"}
 
 
 def conclusions(section):
-    """What a section says first, each line break a space."""
+    """What a section says first, however it is broken into lines."""
     (text,) = (s for s in EVIDENCE.read_text().split("\n## ") if s.startswith(section))
-    return text.split("### What this says")[1].split("\n### ")[0].replace("\n  ", " ")
+    return " ".join(text.split("### What this says")[1].split("\n### ")[0].split())
 
 
 def readme():
-    return (ROOT / "README.md").read_text().replace("\n", " ")
+    return " ".join((ROOT / "README.md").read_text().split())
 
 
 def test_the_tables_are_those_of_the_results():
@@ -192,16 +192,20 @@ def test_the_conclusions_about_the_real_model_are_those_of_the_results():
     for method in (*others, "tnff"):  # nothing trained keeps more than the default, of either
         for of in ("summaries", "replies"):
             assert float(kept(method, of)[:-1]) < float(kept("default", of)[:-1])
-    for sentence in (
-        f"leaves {left('default')} of the replies flagged and {kept('default')} of {summaries} "
-        f"unrelated summaries the same, token for token, `tnff` at a higher rate {left('tnff')} "
-        f"and {kept('tnff')}, the gentlest other loss, `nl`, at best {left('nl', without)} and "
-        f"{kept('nl', cells=without)}, and DPO {left('dpo')} and {kept('dpo')}.",
-        f"for {tokens('reject'):.1f} and {tokens('ban'):.1f} times the tokens",
-        f"leaves {left('bad_words')} flagged and loops in {loops['bad_words']}, a system prompt "
-        f"that forbids {left('system_forbids')}.",
+    for row in (
+        f"and {summaries} unrelated summaries |",
+        f"the first round above | {left('default')} | {kept('default')} | |",
+        f"`tnff` at a higher learning rate | {left('tnff')} | {kept('tnff')} | |",
+        f"the gentlest other loss, `nl`, at its best | {left('nl', without)} | "
+        f"{kept('nl', cells=without)} | |",
+        f"DPO | {left('dpo')} | {kept('dpo')} | |",
+        f"| {left('reject')} | {kept('reject')} | {tokens('reject'):.1f} times the tokens |",
+        f"| {left('ban')} | {kept('ban')} | {tokens('ban'):.1f} times the tokens |",
+        f"a list of forbidden words | {left('bad_words')} | {kept('bad_words')} | "
+        f"{loops['bad_words']} of the replies loop |",
+        f"a system prompt that forbids | {left('system_forbids')} | {kept('system_forbids')} | |",
     ):
-        assert sentence in readme()
+        assert row in readme()
 
 
 def test_the_conclusions_about_invented_names_are_those_of_the_results():
@@ -240,7 +244,7 @@ def test_the_conclusions_about_invented_names_are_those_of_the_results():
         f"{invented[0]:+.2f} ± {invented[1]:.2f} points",
         f"falls from {least['invented_before']:.3f} to {least['invented']:.3f} with "
         f"{negative(least)} flagged completions, and to {most['invented']:.3f} with "
-        f"{negative(most)}. Where it was learnt it falls to {least['negative_mass_learnt']:.3f} "
+        f"{negative(most)}. Where it was learned it falls to {least['negative_mass_learnt']:.3f} "
         f"and to {most['negative_mass_learnt']:.3f}",
         f"an AUC of {auc[30, 1600]:.3f} on unseen prompts, of the token before alone "
         f"{auc[0, 1600]:.3f}. It grows with annotation, from {auc[30, 50]:.3f}",

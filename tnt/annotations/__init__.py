@@ -1,1 +1,1 @@
-"""People's work: what they said about completions, and the files it comes in."""
+"""People's annotations of completions, and the files they come in."""

@@ -1,4 +1,4 @@
-"""One annotation: what people said about one completion, checked."""
+"""One annotation: what people marked or corrected in one completion, checked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Labelled = tuple[int, int, str]
 LABEL = "annotation"
 """Of a span without one."""
 CORRECTED = "corrected"
-"""Label of what a correction takes back."""
+"""Label of what a correction changes."""
 IDENTITY = {"prompt_id": str, "sample": int, "input": str, "text": str}
 FIELDS = (*IDENTITY, "spans", "corrected")
 SPAN_FIELDS = ("start", "end", "label")
@@ -35,7 +35,7 @@ SPAN_FIELDS = ("start", "end", "label")
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What people said about one completion: spans, or the corrected text."""
+    """What people marked or corrected in one completion: spans, or the corrected text."""
 
     prompt_id: str
     sample: int
@@ -46,14 +46,14 @@ class Annotation:
     corrected: str | None = None
 
     def flagged(self) -> list[Labelled]:
-        """Return the spans, or those that the correction takes back."""
+        """Return the spans, or those that the correction changes."""
         if self.corrected is None:
             return [*self.spans]
         return [(*span, CORRECTED) for span in changed_spans(self.text, self.corrected)]
 
 
 def span_of(value: Any, text: str, where: str) -> Labelled:
-    """Return a span as a file has it; raise if it is none of the text."""
+    """Return a span as a file has it; raise if it does not lie in the text."""
     value = as_mapping(value, f"{where}: a span")
     refuse_unknown_keys(value, SPAN_FIELDS, where)
     start, end, label = value.get("start"), value.get("end"), value.get("label", LABEL)

@@ -12,16 +12,16 @@ import re
 from collections.abc import Sequence
 
 Corrections = dict[tuple[str, str], str]
-"""(prompt input, completion text) -> what the completion should have said."""
+"""(prompt input, completion text) -> the corrected text."""
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
 """A word, or one character that is neither of a word nor white space."""
 
 
 def changed_spans(text: str, corrected: str) -> list[tuple[int, int]]:
-    """Return the characters [start, end) of `text` that a correction takes back.
+    """Return the characters [start, end) of `text` that a correction changes.
 
     A word that was deleted or replaced is flagged. Words that were only inserted flag the word
-    before which they were put, which was said in their place; at the end of the text they flag
+    before which they were put, which stood in their place; at the end of the text they flag
     nothing. White space is not compared. Words side by side make one span.
     """
     said = [*_WORD.finditer(text)]

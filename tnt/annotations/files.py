@@ -1,4 +1,4 @@
-"""Annotation files: what people said about completions.
+"""Annotation files: what people marked or corrected in completions.
 
 JSON Lines, with spans or with the text as it should have been:
 
@@ -7,8 +7,9 @@ JSON Lines, with spans or with the text as it should have been:
     {"prompt_id": "replies/r002", "sample": 0, "input": "...", "text": "I'm sorry, we are closed.",
      "corrected": "We are closed."}
 
-or the JSON export of Label Studio. An empty list of spans states that the text is clean. What is
-said belongs to a text given an input: it holds for every model that said exactly that.
+or the JSON export of Label Studio. An empty list of spans states that the text is clean. An
+annotation belongs to a text given an input: it holds for every model that answers with exactly this
+text.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def read_annotations(path: Path) -> list[Annotation]:
 
     Raises:
         ValueError: The file is missing or empty, a line or task of it cannot be read or names
-            characters that are not there, or two say different things about one text; names the
-            file, the line or task and the remedy, never what a text says: it may be private.
+            characters that are not there, or two disagree about one text; names the
+            file, the line or task and the remedy, never the text, which may be private.
     """
     try:
         content = path.read_text(encoding="utf-8-sig")
@@ -57,7 +58,7 @@ def read_annotations(path: Path) -> list[Annotation]:
         if (first.spans, first.corrected) != (annotation.spans, annotation.corrected):
             raise ValueError(
                 f"{where} ({annotation.prompt_id!r}, sample {annotation.sample}) contradicts "
-                f"{first_where}: same input, same text, another verdict. Keep one."
+                f"{first_where}: same input, same text, another annotation. Keep one."
             )
         annotations.append(annotation)
     if not annotations:

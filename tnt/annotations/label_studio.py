@@ -54,9 +54,9 @@ def tasks(annotations: Sequence[Annotation]) -> str:
 
 
 def read_tasks(tasks: Any, path: Path) -> Iterator[tuple[str, Annotation]]:
-    """Yield where each annotated task stands, and what its annotators say together.
+    """Yield where each annotated task stands, and its annotators' spans together.
 
-    Tasks that nobody has submitted, or only cancelled, say nothing.
+    Tasks that nobody has submitted, or only cancelled, are left out.
     """
     for number, task in enumerate(tasks, start=1):
         where = f"{path}, task {number}"

@@ -1,4 +1,4 @@
-"""People's work, there and back: completions out for labelling, annotations in for training."""
+"""`tnt annotate`: completions out for labelling, annotations in for training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOLDER = Path("work/annotate")
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What went out."""
+    """What was exported."""
 
     path: Path
     texts: int

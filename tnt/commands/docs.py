@@ -1,4 +1,4 @@
-"""Great Expectations' Data Docs: what was validated, to be looked at in a browser.
+"""`tnt docs`: what was validated, as Great Expectations' pages for a browser.
 
 The pages fetch their style sheets from the network; without one they are plain but readable. Their
 paths hold the time they were made, so they are no output of a stage.
@@ -29,7 +29,7 @@ FOLDER = Path("work/docs")
 def build() -> Path:
     """Validate every artifact that holds rows or numbers once more; return the page to open."""
     context = validation.new_context()
-    import great_expectations as gx  # the context decides whether it may call home
+    import great_expectations as gx  # the context decides whether it uses the network
     from great_expectations.checkpoint.actions import UpdateDataDocsAction
     from great_expectations.core.run_identifier import RunIdentifier
 

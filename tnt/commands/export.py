@@ -1,4 +1,4 @@
-"""Give a round away: a plain transformers folder with a model card, here or behind a URL.
+"""Export a round as a plain transformers folder with a model card.
 
     tnt export r3 out/
 
@@ -100,7 +100,7 @@ def refuse_data(folder: Path) -> None:
 
 
 def _objection(name: str, gate: Mapping[str, Any]) -> tuple[str, str]:
-    """Return why a round should not be given away, and what to do; nothing if it is accepted."""
+    """Return why a round should not be exported, and what to do; nothing if it is accepted."""
     if not gate["passed"]:
         return f"failed its gate: {gate['reasons']}", "Train it again"
     tag = trailers.tag(name)

@@ -1,4 +1,4 @@
-"""The short table at the end of a run."""
+"""`tnt summary`: what each round changed, in a short table."""
 
 from __future__ import annotations
 

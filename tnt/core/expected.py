@@ -1,4 +1,4 @@
-"""The vocabulary of suites: what an artifact's rows must be; `validation` checks it.
+"""What suites are made of: what an artifact's rows must be; `validation` checks it.
 
 Each stage has the suite of what it writes. A suite is a table of few flat columns derived from an
 artifact's rows, and stock expectations of Great Expectations on them. Texts never enter it: rows

@@ -35,7 +35,7 @@ Keyed = TypeVar("Keyed", Prompt, Mask)
 
 
 def normalised(text: str) -> str:
-    """Return a text as duplicates are told by: without case and extra white space."""
+    """Return a text without case and extra white space: duplicates are equal then."""
     return " ".join(text.casefold().split())
 
 

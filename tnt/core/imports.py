@@ -1,7 +1,7 @@
 """Which local files a Python file reads when it runs: the closure of its imports.
 
-DVC does not follow imports. So `resolve` pins by this what each stage runs, and users' own
-detectors.
+DVC does not follow imports. So `resolve` finds by this what each stage and each plugin runs, and
+pins it by hash.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _data(package: Path, root: Path) -> Iterator[Path]:
 def _imported(file: Path, root: Path, written: int) -> tuple[str, ...]:
     """Return the dotted names that a file imports; `from a import b` gives `a` and `a.b`.
 
-    `written` is when the file was: another time is another answer.
+    `written` is when the file was written: after an edit it is read again.
     """
     return tuple(_names(file, root))
 

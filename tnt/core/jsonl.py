@@ -22,7 +22,7 @@ def as_list(value: Any, what: str) -> list[Any]:
 
 
 def kind_of(value: Any) -> str:
-    """Return what is said of a value in an error: a text there may be private."""
+    """Return how an error describes a value: a text there may be private."""
     match value:
         case None:
             return "null"
@@ -38,7 +38,7 @@ def kind_of(value: Any) -> str:
 
 
 def quoted(key: str) -> str:
-    """Return what is said of a key: it is shown if it looks like a field's, and is no text."""
+    """Return how an error describes a key: shown if it looks like a field's, and is no text."""
     return repr(key) if re.fullmatch(r"[a-z_]{1,20}", key) else f"of {len(key)} characters"
 
 

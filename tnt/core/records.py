@@ -138,7 +138,7 @@ class Mask:
     negative_mask: list[bool]
     kept_mask: list[bool]
     source: Source = "generated"
-    """`corrected`: people's text. Its tokens are all kept, and learnt by cross-entropy."""
+    """`corrected`: people's text. Its tokens are all kept, and learned by cross-entropy."""
 
     KEY: ClassVar = ("prompt_id", "sample", "source")
     SCHEMA: ClassVar = _schema(

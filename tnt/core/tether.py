@@ -3,7 +3,7 @@
     python -m tnt.core.tether dvc repro
 
 runs a Python module as a command that ends with its parent. Stages tie themselves (see
-`tnt.stages`), so the chain flow, dvc, stage ends whole whichever of them is killed.
+`tnt.stages`), so flow, dvc and stage all end, whichever of them is killed.
 """
 
 from __future__ import annotations

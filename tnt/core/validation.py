@@ -1,6 +1,6 @@
 """Check an artifact with Great Expectations before it becomes an output.
 
-    validation.validate(expectations.flags(...), Path("data/rounds/r1/flags.parquet"))
+    validation.validate(flags_suite(...), Path("data/rounds/r1/flags.parquet"))
 
 The result is kept beside the artifact as `<suite>.validation.json`, the same bytes for the same
 data. Great Expectations takes seconds to import, so nothing imports it before it is needed.
@@ -103,7 +103,7 @@ def result(suite: Suite) -> dict[str, Any]:
 
 
 def new_context() -> Any:
-    """Return a context of Great Expectations that keeps nothing, says nothing and calls nobody."""
+    """Return a context of Great Expectations that stores and prints nothing, without network."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
@@ -137,7 +137,7 @@ def batch_definition(suite: Suite, name: str, context: Any) -> tuple[Any, Any, A
 
 
 def result_format(suite: Suite) -> dict[str, Any]:
-    """Return what Great Expectations is to say of rows at fault: their keys, a few of them."""
+    """Return what Great Expectations is to report of rows at fault: their keys, a few of them."""
     return {
         "result_format": "SUMMARY",
         "unexpected_index_column_names": list(suite.key),

@@ -156,7 +156,7 @@ def _third_party(build: Any, kind: str) -> Kind:
     if not callable(build) or not isinstance(params, type) or not is_dataclass(params):
         raise ValueError(
             f"{kind!r} is not a detector: it must be a function that takes its params and returns "
-            "a callable, with its params dataclass as the attribute `params` (see the README)."
+            "a callable, with its params dataclass as the attribute `params` (see the docs)."
         )
     inputs, known = getattr(build, "inputs", ()), {each.name for each in fields(params)}
     if not isinstance(inputs, tuple | list) or not {*inputs} <= known:

@@ -1,7 +1,7 @@
 """Detector `annotations`: what people flagged.
 
-A label belongs to a text given an input: it holds for every model that said exactly that, and a
-text that nobody saw is not flagged.
+A label belongs to a text given an input: it holds for every model that answers with exactly this
+text. A text that nobody saw is not flagged.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tnt.detectors.span import Span
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
 class AnnotationsParams:
-    """Whose word is taken, and for what."""
+    """Which people's labels are used, and for what."""
 
     file: str
-    """JSON Lines or Label Studio's export, under `data/annotations/`; see `tnt.annotations`."""
+    """JSON Lines or Label Studio's export, under `data/annotations/`; see docs/detectors.md."""
     corrective: bool = False
     """Whether rounds also train on the corrected texts, as T5Patches' corrective training does."""
 

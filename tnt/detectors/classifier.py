@@ -79,7 +79,7 @@ class ClassifierParams:
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
-        """Refuse what could change behind the pipeline's back."""
+        """Refuse a model that could change unnoticed."""
         if self.source == "hub" and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError(
                 f"revision {self.revision!r} is no 40-digit commit of {self.name!r}; take one from "

@@ -56,7 +56,7 @@ class PiiParams:
     allow: list[str] = Field(default_factory=list)
     """Never flagged, in any case: a hotline, the name of a town that looks like a person's."""
     skip_given: bool = False
-    """Whether what stands in the prompt's input, in any case, may be said again."""
+    """Whether a completion may repeat what stands in the prompt's input, in any case."""
 
 
 class Pii:

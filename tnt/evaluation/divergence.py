@@ -1,4 +1,4 @@
-"""How far one model's conditionals are from another's, along the other's own completions."""
+"""How far two models' next-token distributions are apart, on completions of the first."""
 
 from __future__ import annotations
 

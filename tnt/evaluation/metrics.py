@@ -1,4 +1,4 @@
-"""What a round did: how much is flagged, what changed, how alike completions are, how sure we are.
+"""What a round did: how much is flagged, what changed, how alike completions are, with intervals.
 
 What ends up in a JSON file passes `rounded`. Completions of one prompt are not independent: with
 several samples per prompt, intervals come from resampling prompts (Efron 1979).

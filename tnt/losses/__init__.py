@@ -1,1 +1,1 @@
-"""What is trained: targets, the table of losses, batches, and how both run fast."""
+"""Targets, the table of losses, batches, and the losses computed in chunks."""

@@ -32,7 +32,7 @@ class Batch:
     kept: Tensor
     """[N] bool; a token may be neither negative nor kept, and then carries no loss."""
     corrected: Tensor
-    """True at the tokens of people's corrections, which the original never said, [N] bool."""
+    """True at the tokens of people's corrections, which no model generated, [N] bool."""
     decoder_input_ids: Tensor | None = None
     """Encoder-decoder: the completion shifted right, [B, T] int64; causal: None."""
 

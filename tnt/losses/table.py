@@ -122,7 +122,7 @@ LOSSES: dict[str, TokenLoss] = {  # at negative tokens, at kept tokens
     "sft_clean": TokenLoss(no_loss, cross_entropy),  # the trainer drops flagged completions whole
 }
 ASKS_ORIGINAL: frozenset[Term] = frozenset({forward_kl, reverse_kl})
-"""Terms that compare with the original; for the others nobody need run it."""
+"""Terms that compare with the original; for the others it need not be run."""
 
 
 def asks_original(loss: str) -> bool:

@@ -1,7 +1,7 @@
 """Character spans -> token masks.
 
 A token is negative when its characters overlap a flagged span by at least one character that is no
-white space. Which characters a token holds is worked out in `tnt.alignment`.
+white space. Which characters a token holds is worked out in `tnt.masks.alignment`.
 """
 
 from __future__ import annotations

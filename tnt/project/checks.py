@@ -92,7 +92,7 @@ def check_prompts(project: Project, tokenizer: Any = None, config: Any = None) -
 def _inputs(
     project: Project, rows: list[tuple[str, prompts.RawPrompt]], split: Split
 ) -> dict[str, str]:
-    """Return the inputs of one split, as duplicates are told by, each with its prompt's id."""
+    """Return the normalised inputs of one split, each with its prompt's id."""
     return {
         hashes.normalised(row.input): f"{name}/{row.id}"
         for name, row in rows

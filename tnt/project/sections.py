@@ -1,7 +1,8 @@
-"""The whole of params.yaml: its sections, its rounds, and what each stage of each round obeys.
+"""The whole of params.yaml: its sections and its rounds.
 
-`load` checks everything that can be checked without loading a model; `resolved` splits it into one
-small mapping per stage, so that a change re-runs only the stages that obey what changed.
+`tnt.project.checks.load` checks everything that can be checked without loading a model;
+`tnt.project.resolved` splits it into one small mapping per stage, so that a change re-runs only the
+stages that obey what changed.
 """
 
 from __future__ import annotations

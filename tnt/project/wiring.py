@@ -1,4 +1,4 @@
-"""Whether dvc.yaml gives the stages what they read: a missing dependency is never noticed later."""
+"""Whether dvc.yaml lists what each stage reads: DVC does not notice a missing dependency."""
 
 from __future__ import annotations
 

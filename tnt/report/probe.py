@@ -2,7 +2,8 @@
 
     {"prompt_id": "replies/r001", "text": "I'm sorry, but ...", "flag": true}
 
-A label belongs to a text, not to a model: it counts for every model that said exactly that.
+A label belongs to a text, not to a model: it counts for every model that answers with exactly this
+text.
 """
 
 from __future__ import annotations

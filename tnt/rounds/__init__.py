@@ -1,1 +1,1 @@
-"""Rounds over time: listed, judged, accepted, restored, updated."""
+"""Rounds over time: list, train, accept or reject, roll back, recover."""

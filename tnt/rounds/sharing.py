@@ -1,4 +1,4 @@
-"""Send data, commits and tags to where others find them."""
+"""Push data, commits and tags."""
 
 from __future__ import annotations
 

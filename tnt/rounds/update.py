@@ -1,4 +1,4 @@
-"""The loop of rounds: answer, look, train, compare, accept; until the model is clean.
+"""The loop of rounds: answer, flag, train, compare, accept; until the model is clean.
 
     listed without a verdict, or new: a round on the last accepted one
       dvc repro detect@r      clean enough? put everything back and stop

@@ -30,7 +30,7 @@ from tnt.masks.params import MaskParams
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
 class MaskStageParams:
-    """How spans become masks, and whose corrections are learnt from."""
+    """How spans become masks, and which corrections are learned from."""
 
     mask: MaskParams
     corrections: dict[str, str]

@@ -1,4 +1,4 @@
-"""Which rows meet in a step, in which order."""
+"""Which rows form a step, and the order of the steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen original, asked once: its hidden states at completion tokens, kept in a file.
+"""The frozen original, run once: its hidden states at completion tokens, kept in a file.
 
 The original's logits are the same in every epoch, after every interruption and in every experiment
 on the same completions. What enters its LM head is V / d times smaller than they are, and as exact.
@@ -78,10 +78,10 @@ def cache(
     autocast: Autocast,
     first: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> CachedOriginal:
-    """Run the original over completions, unless a file says that this was done; return it.
+    """Run the original over completions, unless there is a file of them; return that file.
 
-    What is padded to what reaches the last bits of the hidden states. They are made in the batches
-    in which they are asked for, so that an unchanged model differs from them by nothing at all.
+    How far a completion is padded changes the last bits of its hidden states. So the original runs
+    on the batches that training uses: an unchanged model then has exactly the same hidden states.
 
     Args:
         model: The original, as it is before training.

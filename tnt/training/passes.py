@@ -1,4 +1,4 @@
-"""How a model is run: precision, and evaluation mode for a while."""
+"""How a model is run: in which precision, and in evaluation mode."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 What is trained, in which order, and what is returned; `tnt.training.trainer` makes the steps. A run
 that is killed continues from a checkpoint in its working folder and ends in the same bytes.
 
-Rows with people's corrections are learnt by cross-entropy, -log p(token), whatever the round's
+Rows with people's corrections are learned by cross-entropy, -log p(token), whatever the round's
 loss: plain fine-tuning beside the targeted update, as T5Patches' corrective training has it. Their
-tokens count as all others do, and the original, which never said them, is not asked about them.
+tokens count as all others do. The original did not generate them and is not run on them.
 """
 
 from __future__ import annotations

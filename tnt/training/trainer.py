@@ -1,7 +1,7 @@
 """transformers' Trainer with the losses of this project: one number divides a whole step.
 
 The sum of a step's token losses is divided by the tokens that carry one in the whole step, all
-micro-batches and all processes together, so that how a step is cut up changes nothing.
+micro-batches and all processes together, so that how a step is divided changes nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ their tokens, [N, d]."""
 
 
 class Stopped(Exception):
-    """Training cannot go on; says why."""
+    """Training cannot go on; the message is the reason."""
 
 
 class TargetedTrainer(Trainer):
@@ -75,7 +75,7 @@ class TargetedTrainer(Trainer):
             rows: All completions, trained on or watched.
             order: Numbers of the rows, step after step, filled up with `NOTHING`.
             watched: Numbers of the rows that tell how the training goes.
-            original: What the original says.
+            original: What enters the original's head.
             original_head: Its head.
             loss: The loss and its numbers.
             dropout: Whether the model is trained with its dropout.

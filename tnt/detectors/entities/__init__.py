@@ -4,8 +4,8 @@
     detect("Ann Lee, 58, paid $4 million.", "Lee, a 58-year-old, paid £4m.")
     # [Span(start=0, end=7, label="PERSON"), Span(start=18, end=28, label="MONEY")]
 
-Names are found and compared by `tnt.detectors.names`; numbers, dates and times by
-`tnt.detectors.values`.
+Names are found and compared by `names`; numbers, dates and times by
+`values`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,99 @@
+"""Markdown: its lines are short, and what it names is there."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from tnt import detectors
+from tnt.project.sections import Project
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("", "data", "data/annotations", "docs", "plugins")
+DOCUMENTS = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
+PRESENT = [path for path in DOCUMENTS if path.name not in ("CHANGELOG.md", "log.md")]
+"""What says how things are now; the others may name what is gone."""
+WIDTH = 120
+
+every = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+present = pytest.mark.parametrize("path", PRESENT, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def tokens(path: Path) -> list[Token]:
+    return MarkdownIt().enable("table").parse(path.read_text(encoding="utf-8"))
+
+
+def inline(path: Path) -> Iterator[Token]:
+    for token in tokens(path):
+        yield from token.children or []
+
+
+def code(path: Path) -> set[str]:
+    """Return what stands between backticks."""
+    return {token.content for token in inline(path) if token.type == "code_inline"}
+
+
+@every
+def test_lines_outside_tables_and_code_are_short(path):
+    lines = path.read_text(encoding="utf-8").split("\n")
+    free = ("table_open", "fence", "code_block")
+    blocks = [token.map for token in tokens(path) if token.type in free]
+    exempt = {number for start, end in blocks for number in range(start, end)}
+    long = [n + 1 for n, line in enumerate(lines) if len(line) > WIDTH and n not in exempt]
+    assert long == []
+
+
+def test_the_readme_can_be_read_in_one_sitting():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 180
+
+
+@every
+def test_links_lead_to_files_that_exist(path):
+    links = [str(t.attrs.get("href", t.attrs.get("src", ""))) for t in inline(path)]
+    links += re.findall(r'(?:src|srcset)="([^"]+)"', path.read_text(encoding="utf-8"))
+    files = [link.partition("#")[0] for link in links if "://" not in link]
+    assert [file for file in files if not (path.parent / file).exists()] == []
+
+
+@present
+def test_paths_of_code_exist(path):
+    text = path.read_text(encoding="utf-8")
+    files = set(re.findall(r"\b(?:tnt|tests|flows|benchmarks)/[\w/.]*\.py\b", text))
+    assert [file for file in sorted(files) if not (ROOT / file).is_file()] == []
+
+
+@present
+def test_names_of_code_exist(path):
+    for dotted in code(path):
+        if re.fullmatch(r"(?:tnt|flows)(?:\.\w+)+", dotted):
+            pkgutil.resolve_name(dotted)
+
+
+@present
+def test_params_that_are_named_exist(path):
+    sections = {name: kind for name, kind in get_type_hints(Project).items() if is_dataclass(kind)}
+    for name in code(path):
+        found = re.match(r"(\w+)\.(\w+)(?!\.?\w)", name)
+        if found and found[1] in sections and found[2] != "json":
+            assert found[2] in {field.name for field in fields(sections[found[1]])}, name
+
+
+def test_the_plugin_of_the_docs_is_a_detector(tmp_path, monkeypatch):
+    (example,) = (
+        token.content
+        for token in tokens(ROOT / "docs/detectors.md")
+        if token.type == "fence" and token.info == "python"
+    )
+    (tmp_path / "shouting.py").write_text(example, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    detect = detectors.build("loud", {"kind": "shouting:build", "words": 2})
+    text = "Well. GO AWAY NOW! Please."
+    assert [text[s.start : s.end] for s in detect(text, "")] == ["GO AWAY NOW! "]
