@@ -55,13 +55,13 @@ from toy import (
 from tqdm import tqdm
 
 from tnt.losses.params import LossParams
-from tnt.losses.table import LOSSES, token_losses
+from tnt.losses.table import token_losses
 from tnt.losses.targets import with_floor
 
 ROOT = Path(__file__).parent.parent
 POOLED = "tnff_pooled"
 """tnff, but a flag counts for all samples that pass the same prefix: a set of negative tokens."""
-VARIANTS = (*LOSSES, POOLED)
+VARIANTS = ("tnff", "tnrr", "tnrf", "tnfll", "tnrll", "ul", "nl", "sft_clean", POOLED)
 EXPECTED = "inf"
 CHECKS = (5, 10, 20, 40, 80)
 """Steps after which training could have been stopped early, besides the last."""
@@ -270,7 +270,7 @@ class Parts:
         Args:
             parent: What is sampled and trained on.
             unwanted: What is flagged.
-            variant: A key of `LOSSES`, or `POOLED`.
+            variant: One of `VARIANTS`.
             weight: `negative_weight`.
             count: Samples; None takes every completion, weighted by its probability.
             draw: Which samples.

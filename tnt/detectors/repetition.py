@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from tnt.core.params import STRICT
 from tnt.detectors.span import Span
 
-_WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
+WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 
 
@@ -39,9 +39,9 @@ def build(params: RepetitionParams) -> Callable[[str, str], list[Span]]:
     """Return a detector that flags what a completion repeats."""
 
     def detect(text: str, prompt_input: str) -> list[Span]:
-        words = [(m.group().lower(), m.start(), m.end()) for m in _WORD.finditer(text)]
+        words = [(m.group().lower(), m.start(), m.end()) for m in WORD.finditer(text)]
         looped = [*_repeated_runs(words, params), *_repeated_sentences(text, params)]
-        return [Span(start, end, label) for start, end, label in _merged(looped)]
+        return [Span(start, end, label) for start, end, label in merged(looped)]
 
     return detect
 
@@ -62,7 +62,7 @@ def _repeated_runs(
 def _repeated_sentences(text: str, params: RepetitionParams) -> Iterator[tuple[int, int, str]]:
     occurrences: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
     for sentence in _SENTENCE.finditer(text):
-        words = tuple(w.lower() for w in _WORD.findall(sentence.group()))
+        words = tuple(w.lower() for w in WORD.findall(sentence.group()))
         if len(words) >= params.sentence_words:
             start = sentence.start() + len(sentence.group()) - len(sentence.group().lstrip())
             occurrences[words].append((start, sentence.end()))
@@ -72,13 +72,13 @@ def _repeated_sentences(text: str, params: RepetitionParams) -> Iterator[tuple[i
                 yield start, end, "sentence"
 
 
-def _merged(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+def merged(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
     """Return the union of spans that overlap, labelled as the first of them."""
-    merged: list[tuple[int, int, str]] = []
+    found: list[tuple[int, int, str]] = []
     for start, end, label in sorted(spans):
-        if merged and start < merged[-1][1]:
-            first, last, name = merged[-1]
-            merged[-1] = (first, max(last, end), name)
+        if found and start < found[-1][1]:
+            first, last, name = found[-1]
+            found[-1] = (first, max(last, end), name)
         else:
-            merged.append((start, end, label))
-    return merged
+            found.append((start, end, label))
+    return found
