@@ -19,7 +19,7 @@ from typing import Any
 from tnt.core.errors import did_you_mean
 from tnt.core.params import STRICT
 from tnt.core.params import parse as parse_params
-from tnt.detectors import annotated, classifier, entities, phrases, pii, repetition
+from tnt.detectors import annotated, classifier, copying, entities, phrases, pii, repetition
 from tnt.detectors.span import Span
 
 __all__ = ["DETECTORS", "STRICT", "Detect", "Instance", "Kind", "Span", "build", "parse"]
@@ -50,6 +50,7 @@ class Kind:
 DETECTORS = {
     "annotations": Kind(annotated.AnnotationsParams, annotated.build, inputs=("file",)),
     "classifier": Kind(classifier.ClassifierParams, classifier.build),
+    "copying": Kind(copying.CopyingParams, copying.build),
     "entities": Kind(entities.EntitiesParams, entities.build, packages=("spacy",), package="model"),
     "phrases": Kind(phrases.PhrasesParams, phrases.build, inputs=("list",)),
     "pii": Kind(
