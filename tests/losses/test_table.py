@@ -47,12 +47,13 @@ def by_hand(loss, logits, original, token, unwanted, *, weight, floor, cap):
     reverse = sum(p[v] * math.log(p[v] / floored[v]) for v in range(V))
     p_unwanted = sum(p[v] for v in unwanted)
     if not unwanted:
-        kept = {"tnff": forward, "tnrf": forward, "tnrr": reverse}
+        kept = {"tnff": forward, "tnrf": forward, "tnrr": reverse, "tnfr": reverse}
         return kept.get(loss, -math.log(p[token]))
     return (
         weight
         * {
             "tnff": forward,
+            "tnfr": forward,
             "tnfll": forward,
             "tnrr": reverse,
             "tnrf": reverse,
@@ -125,7 +126,7 @@ def test_t5patches_reproduces_the_authors_numbers(loss, alpha):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("loss", ["tnff", "tnrr", "tnrf"])
+@pytest.mark.parametrize("loss", ["tnff", "tnrr", "tnrf", "tnfr"])
 def test_an_unchanged_model_without_flags_has_exactly_zero_loss_and_gradient(loss, dtype):
     original = 5 * torch.randn(40, 997, dtype=dtype, generator=torch.Generator().manual_seed(3))
     logits = original.clone().requires_grad_()
@@ -355,10 +356,10 @@ def in_logs(loss, logits, original, token, unwanted, *, floor=1e-6, cap=-10.3):
         for v in entries
     ]
     floored = floored if unwanted else q
-    reverse = loss in ("tnrr", "tnrf", "tnrll") if unwanted else loss == "tnrr"
+    reverse = loss in (("tnrr", "tnrf", "tnrll") if unwanted else ("tnrr", "tnfr"))
     if reverse:
         return divergence(p, floored)
-    if loss in ("tnff", "tnrf") or (loss == "tnfll" and unwanted):
+    if loss in ("tnff", "tnrf") or (loss in ("tnfr", "tnfll") and unwanted):
         return divergence(q, p)
     if not unwanted:
         return -p[token]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat
 
-LossName = Literal["tnff", "tnrr", "tnrf", "tnfll", "tnrll", "ul", "nl", "sft_clean"]
+LossName = Literal["tnff", "tnrr", "tnrf", "tnfr", "tnfll", "tnrll", "ul", "nl", "sft_clean"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

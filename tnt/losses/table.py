@@ -115,6 +115,7 @@ LOSSES: dict[str, TokenLoss] = {  # at negative tokens, at kept tokens
     "tnff": TokenLoss(forward_kl, forward_kl),
     "tnrr": TokenLoss(reverse_kl, reverse_kl),
     "tnrf": TokenLoss(reverse_kl, forward_kl),
+    "tnfr": TokenLoss(forward_kl, reverse_kl),
     "tnfll": TokenLoss(forward_kl, cross_entropy),
     "tnrll": TokenLoss(reverse_kl, cross_entropy),
     "ul": TokenLoss(unlikelihood, cross_entropy),
