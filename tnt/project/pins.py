@@ -36,7 +36,7 @@ def input_files(name: str, config: Mapping[str, Any]) -> list[Path]:
             )
     module = str(config["kind"]).partition(":")[0]
     if module.split(".")[0] == str(layout.PLUGINS):
-        for file in module_files(module, Path()):
+        for file in module_files(module, Path.cwd()):
             files += closure(file, Path())
     return files
 
