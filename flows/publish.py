@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from prefect import flow, task
@@ -10,10 +9,7 @@ from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.network import DELAYS_S, RETRIES, is_temporary
-from tnt.commands import export, publish
-from tnt.core.runlog import RUNS_FILE
-
-WORK = RUNS_FILE.parent
+from tnt.commands import publish
 
 
 @task(
@@ -36,9 +32,6 @@ def publish_round(name: str, destination: str, ungated: bool = False) -> str:
         destination: Holds nothing, or this same model.
         ungated: Publish a round that failed its gate or is not accepted.
     """
-    WORK.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=WORK) as scratch:  # /tmp may lie in memory
-        folder = export.export(name, Path(scratch) / name, ungated=ungated)
-        published = upload(folder, destination)
+    published = publish.publish(name, destination, ungated=ungated, copy=upload)
     create_link_artifact(link=published, link_text=f"{name}: {published}", key="published")
     return published

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
@@ -140,6 +139,8 @@ def use(runtime: RuntimeParams) -> str:
     Raises:
         ValueError: CUDA is asked for and absent.
     """
+    import torch
+
     if runtime.threads != "auto":
         torch.set_num_threads(runtime.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -150,6 +151,8 @@ def use(runtime: RuntimeParams) -> str:
 
 def available_device() -> str:
     """Return `cuda` where there is a GPU, `cpu` elsewhere: what `auto` is."""
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -169,6 +172,7 @@ def readable(what: str, remedy: str) -> Iterator[None]:
 
 def from_pretrained(folder: str, **source: Any) -> Any:
     """Return a model in float32, without code of its own and without anything pickled."""
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     generation = Path(folder, "generation_config.json")

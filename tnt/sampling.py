@@ -11,10 +11,8 @@ import operator
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
-from tqdm import tqdm
 
 from tnt import models
 from tnt.core.hashes import choose
@@ -75,6 +73,9 @@ def complete(
     Raises:
         ValueError: A prompt and `max_new_tokens` together exceed the model's context.
     """
+    import torch
+    from tqdm import tqdm
+
     prompts = choose(prompts, params.max_prompts)
     refuse_long(prompts, model.config, params)
     torch.manual_seed(params.seed)
@@ -121,6 +122,8 @@ def _batches(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[Prompt
 
 def _generate(model: Any, batch: list[Prompt], params: SamplingParams) -> list[list[int]]:
     """Return the completion ids of one batch, cut after the end-of-sequence token."""
+    import torch
+
     prompt_ids = [p.prompt_ids for p in batch]
     width = max(map(len, prompt_ids))
     end_ids = set(_end_ids(model))

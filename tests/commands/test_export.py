@@ -420,3 +420,37 @@ def test_an_upload_goes_nowhere_unknown_and_not_into_the_data(small, there):
     with pytest.raises(ValueError, match="which is DVC's"):
         publish.upload(small, (there.path / "data/mine").as_uri())
     assert not (there.path / "data/mine").exists()
+
+
+def test_a_round_is_published_in_one_command(there, tmp_path):
+    shelf = tmp_path / "shelf" / "r2"
+    done = there.tnt("publish", "r2", str(shelf), "--ungated")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"Published r2 to file://{shelf}.\n"
+    model = there.path / "data/models/r2"
+    assert names(shelf) == names(model) | {"README.md"}
+    assert sha256_of(shelf / "model.safetensors") == sha256_of(model / "model.safetensors")
+    again = there.tnt("publish", "r2", str(shelf), "--ungated")
+    assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
+
+
+def test_what_is_not_accepted_is_not_published(there, tmp_path):
+    done = there.tnt("publish", "r2", str(tmp_path / "r2"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("tnt: The round 'r2' is not accepted.")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_is_gone_when_it_was_copied_or_not(there):
+    seen = []
+
+    def fail(folder, destination):
+        seen.append((folder, names(folder), destination))
+        raise OSError("no network")
+
+    with pytest.raises(OSError, match="no network"):
+        publish.publish("r2", "s3://there", ungated=True, copy=fail)
+    ((folder, files, destination),) = seen
+    assert destination == "s3://there"
+    assert publish.CARD in files
+    assert not folder.exists()

@@ -69,7 +69,7 @@ def test_experiments_name_what_they_changed_but_not_what_detectors_look_for(monk
             "experiments": [experiment("tidy-oar", 2), experiment("bad", 3, {"broken": 1})],
         },
     ]
-    monkeypatch.setattr(report.shell, "output", lambda *_: json.dumps(shown))
+    monkeypatch.setattr(report.programs, "output", lambda *_: json.dumps(shown))
     [found], note = report.experiments()
     assert note == ""
     assert found["name"] == "tidy-oar"
@@ -81,7 +81,7 @@ def test_experiments_name_what_they_changed_but_not_what_detectors_look_for(monk
 
 @pytest.mark.parametrize("printed", ["", "[1]", '{"a": 1}', '[{"experiments": [{"revs": 3}]}]'])
 def test_what_dvc_prints_otherwise_is_no_fault(monkeypatch, printed):
-    monkeypatch.setattr(report.shell, "output", lambda *_: printed)
+    monkeypatch.setattr(report.programs, "output", lambda *_: printed)
     found, note = report.experiments()
     assert found == []
     assert note.startswith("DVC's experiments cannot be shown")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 
@@ -32,6 +33,20 @@ def test_rows_come_back_as_they_were_sorted_by_key(tmp_path):
     for rows, record in (([completion], Completion), ([mask], Mask), ([], Flag)):
         artifacts.write(rows, path, record)
         assert artifacts.read(path, record) == rows
+
+
+def test_columns_are_the_fields_and_only_a_reference_may_be_missing():
+    ids, bools = (f"list<element: {kind} not null> not null" for kind in ("int32", "bool"))
+    text = "string not null"
+    completion = (text, "int32 not null", text, text, ids, ids, text, "bool not null")
+    mask = (text, "int32 not null", ids, ids, bools, bools, text)
+    prompt = (text, text, text, text, text, ids, "string")
+    flag = (text, "int32 not null", text, text, *["int32 not null"] * 2, text, "double not null")
+    kinds = {Completion: completion, Mask: mask, Prompt: prompt, Flag: flag}
+    for record, expected in kinds.items():
+        names = [field.name for field in dataclasses.fields(record)]
+        columns = [f"pyarrow.Field<{n}: {k}>" for n, k in zip(names, expected, strict=True)]
+        assert [*map(str, artifacts.schema(record))] == columns
 
 
 def test_same_rows_in_any_order_are_the_same_bytes(tmp_path):

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 from tnt.annotations.annotation import Annotation, Labelled, checked_span, identity_of, row_of
 from tnt.core.jsonl import as_list, as_mapping, kind_of
@@ -14,6 +13,8 @@ from tnt.core.jsonl import as_list, as_mapping, kind_of
 
 def labelling_config(labels: Iterable[str]) -> str:
     """Return the labelling interface that Label Studio needs for an export."""
+    from xml.sax.saxutils import quoteattr
+
     buttons = "\n".join(f"    <Label value={quoteattr(label)}/>" for label in labels)
     return f"""\
 <View>

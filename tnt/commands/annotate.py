@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from tnt.annotations.annotation import LABEL, Annotation, Labelled
 from tnt.annotations.files import json_lines, read_annotations
-from tnt.annotations.label_studio import tasks
+from tnt.annotations.label_studio import labelling_config, tasks
+from tnt.commands import Name
 from tnt.core import artifacts
 from tnt.core.errors import did_you_mean
 from tnt.core.params import dump_yaml, load_yaml
@@ -20,6 +23,45 @@ FORMATS = {"jsonl": "jsonl", "label-studio": "json"}
 """Format -> how its files end."""
 FOLDER = Path("work/annotate")
 """Where exports go by default: neither git nor DVC follows it."""
+
+
+app = typer.Typer(
+    help="Send completions out for labelling, and take people's work back.", no_args_is_help=True
+)
+Force = Annotated[bool, typer.Option(help="Replace the file if it exists.")]
+
+
+@app.command("export")
+def export_for_labelling(
+    name: Name,
+    to: Annotated[str | None, typer.Option(help="By default a file in work/annotate/.")] = None,
+    format: Annotated[str, typer.Option(help="jsonl or label-studio.")] = "jsonl",
+    force: Force = False,
+) -> None:
+    """Write a round's completions for labelling, with its current flags as a start."""
+    done = export(name, to=Path(to) if to else None, format=format, force=force)
+    print(f"Wrote {done.texts} texts with {done.spans} flags to {done.path}.")
+    if format == "label-studio":
+        print(f"The labelling interface of the project:\n{labelling_config(done.labels)}")
+
+
+@app.command("import")
+def import_annotations(
+    name: Name,
+    file: Annotated[str, typer.Argument(help="JSON Lines, or Label Studio's JSON export.")],
+    to: Annotated[str, typer.Option(help="A .jsonl file in data/annotations/.")],
+    force: Force = False,
+) -> None:
+    """Check people's annotations of a round's completions and keep them for a detector."""
+    found = bring_in(name, Path(file), to=Path(to), force=force)
+    corrected = sum(a.corrected is not None for a in found)
+    flagged = sum(bool(a.flagged()) for a in found)
+    entry = params_entry(Path(to), corrective=bool(corrected))
+    print(
+        f"Wrote {len(found)} annotations to {to}: {flagged} texts flagged, {len(found) - flagged} "
+        f"clean, {corrected} with a correction. Add to params.yaml, and name it in the detectors "
+        f"of the round that is to learn from it:\n{entry}"
+    )
 
 
 @dataclass(frozen=True, slots=True)

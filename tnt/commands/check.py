@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import operator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from tnt.core import records
 from tnt.core.hashes import sha256_of
@@ -14,6 +16,15 @@ from tnt.project import checks, layout, resolved, wiring
 from tnt.report import probe
 from tnt.rounds import staleness
 from tnt.rounds.programs import Busy
+
+
+def command(
+    pin: Annotated[bool, typer.Option(help="Write hashes of the models into params.yaml.")] = False,
+) -> None:
+    """Check params.yaml, the prompt files and the rounds, before anything runs."""
+    if pin:
+        print("\n".join(pin_models()))
+    print(check())
 
 
 def check() -> str:
@@ -37,7 +48,7 @@ def check() -> str:
     count = checks.check_prompts(loaded, tokenizer, config)
     if loaded.report.probe:
         probe.read({loaded.report.probe: sha256_of(Path(loaded.report.probe))})
-    stages = len(resolved.resolved(loaded))
+    stages = len(resolved.params(loaded))
     note = ""
     if Path(".git").exists():
         try:
@@ -48,7 +59,7 @@ def check() -> str:
     return f"{layout.PARAMS} is valid: {found}.{note}"
 
 
-def pin() -> list[str]:
+def pin_models() -> list[str]:
     """Write hashes and Hub revisions of the base and of classifiers into params.yaml; return them.
 
     Raises:

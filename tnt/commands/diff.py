@@ -14,9 +14,12 @@ import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from tnt import detectors
+from tnt.commands import Json
 from tnt.core import artifacts, records
 from tnt.core.errors import did_you_mean
 from tnt.core.params import load_yaml
@@ -97,6 +100,16 @@ class _Side:
     detectors: list[str]
     learned: list[str]
     metrics: dict[str, Any]
+
+
+def command(
+    a: Annotated[str, typer.Argument(help="base or a round.")],
+    b: Annotated[str, typer.Argument(help="base or a round.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two models' test completions: flag rates, what else changed, how sure that is."""
+    compared = diff(a, b)
+    print(to_json(compared) if as_json else table(compared))
 
 
 def diff(a: str, b: str) -> Diff:

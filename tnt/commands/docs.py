@@ -21,9 +21,13 @@ from tnt.models import decode
 from tnt.project import checks, layout
 from tnt.project.sections import ExpectParams, Project
 from tnt.sampling import SamplingParams
-from tnt.stages import detect, evaluate, generate, mask, prepare, train
 
 FOLDER = Path("work/docs")
+
+
+def command() -> None:
+    """Validate all artifacts anew; build Great Expectations' pages of it in work/docs/."""
+    print(f"Open {build()}.")
 
 
 def build() -> Path:
@@ -63,6 +67,8 @@ def build() -> Path:
 
 def suites(loaded: Project) -> Iterator[tuple[str, Suite]]:
     """Yield the suite of every artifact that is there, with its name."""
+    from tnt.stages import detect, evaluate, mask, prepare, train
+
     redacting = {n: detectors.build(n, loaded.detectors[n]) for n in loaded.report.redact}
     test_prompts = _read(layout.TEST_PROMPTS, Prompt)
     if test_prompts:
@@ -125,6 +131,8 @@ def _completions(
     expect: ExpectParams,
 ) -> Suite:
     from transformers import AutoConfig
+
+    from tnt.stages import generate
 
     base = layout.model(records.BASE)
     tokenizer = models.load_tokenizer(base)

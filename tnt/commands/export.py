@@ -13,11 +13,13 @@ import tempfile
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from ruamel.yaml import YAML
 
 from tnt.base import BaseParams
+from tnt.commands import Name
 from tnt.core import artifacts, records
 from tnt.core.hashes import sha256_of
 from tnt.core.params import dump_yaml, load_yaml
@@ -31,6 +33,18 @@ CARD = "README.md"
 TEMPLATE = "model_card.md"
 TAG = "targeted-negative-training"
 """What marks a card as ours, too."""
+
+
+def command(
+    name: Name,
+    folder: Annotated[str, typer.Argument(help="A new or empty folder.")],
+    ungated: Annotated[
+        bool, typer.Option(help="Even if it failed its gate or is not accepted.")
+    ] = False,
+    force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
+) -> None:
+    """Write a round as a plain transformers folder with a model card."""
+    print(f"Exported {name} to {export(name, Path(folder), ungated=ungated, force=force)}.")
 
 
 def export(name: str, folder: Path, *, ungated: bool = False, force: bool = False) -> Path:

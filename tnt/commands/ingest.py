@@ -19,13 +19,9 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
-from tqdm import tqdm
+import typer
 
 from tnt import prompts
 from tnt.core import records
@@ -103,6 +99,14 @@ class Ingested:
     """Columns that are no part of a prompt."""
 
 
+def command(
+    source: Annotated[str, typer.Argument(help="A file, folder, glob or URL.")],
+    to: Annotated[str, typer.Option(help="A prompt set.")],
+) -> None:
+    """Bring new prompts into a prompt set, in a commit of its own."""
+    print(sentence(ingest(source, to)))
+
+
 def ingest(
     source: str,
     prompt_set: str,
@@ -176,6 +180,9 @@ def fetch(source: str) -> list[SourceFile]:
         ValueError: There is nothing to read, or not in a supported format.
         OSError: What is there could not be reached; trying again may help.
     """
+    import fsspec.core
+    from tqdm import tqdm
+
     shown = redacted(source)
     try:
         system, path = fsspec.core.url_to_fs(source)
@@ -273,6 +280,9 @@ def _suffix(name: str) -> str | None:
 
 
 def _fetched(system: Any, path: str) -> SourceFile:
+    import fsspec.utils
+    from fsspec.implementations.local import LocalFileSystem
+
     local = isinstance(system, LocalFileSystem)
     name = redacted(path if local else system.unstrip_protocol(path))
     if not _suffix(name):
@@ -357,6 +367,9 @@ def _csv_rows(file: SourceFile) -> Iterator[tuple[str, Row]]:
 
 def _parquet_rows(file: SourceFile) -> Iterator[tuple[str, Row]]:
     """Yield the rows of a Parquet file; of columns that are ignored, the names alone."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         parquet = pq.ParquetFile(io.BytesIO(file.content))
         names = parquet.schema_arrow.names
@@ -468,6 +481,7 @@ def _refuse_long(rows: Mapping[str, RawPrompt], loaded: sections.Project, prompt
     base = layout.model(records.BASE)
     if not rows or not (base / "config.json").is_file():
         return
+    from tqdm import tqdm
     from transformers import AutoConfig
 
     from tnt import models

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from tnt.commands import Json
 from tnt.core.tables import aligned
+from tnt.rounds import history
 from tnt.rounds.history import Entry
 
 WIDTH = 140
 """Columns of the table, as far as what matters fits."""
 SHORT = 7
 """Characters that the table shows of a hash."""
+
+
+def command(as_json: Json = False) -> None:
+    """Show every round that got a verdict: when, by which run, what it changed; from git alone."""
+    entries = history.log()
+    print(to_json(entries) if as_json else table(entries))
+    if history.is_cut():
+        print(
+            "This clone is shallow and lacks what is older. `git fetch --unshallow --tags` brings "
+            "it.",
+            file=sys.stderr,
+        )
 
 
 def table(entries: Sequence[Entry]) -> str:

@@ -36,6 +36,22 @@ class Planned:
     disk_gb: float
 
 
+def command() -> None:
+    """Show what `dvc repro` would run, and about how long and how much disk it would take."""
+    planned = plan()
+    for stage in planned:
+        source = "last time" if stage.measured else "estimate"
+        disk = f"{stage.disk_gb:6.2f} GB" if stage.disk_gb else ""
+        print(f"{stage.stage:<16} {stage.cpu_s:7.0f} CPU s ({source}) {disk}")
+    total, disk_gb = sum(s.cpu_s for s in planned), sum(s.disk_gb for s in planned)
+    print(
+        f"{len(planned)} stages at most, about {total / 60:.0f} CPU minutes, "
+        f"{disk_gb:.1f} GB in data/ and as much in the cache."
+        if planned
+        else "Nothing to run: everything is up to date."
+    )
+
+
 def plan() -> list[Planned]:
     """Return the stages that would run, in order: those out of date, and what depends on them.
 

@@ -1,17 +1,40 @@
-"""Copy an export to a URL."""
+"""Give a round away: export it and copy the export to a URL.
+
+    tnt publish r3 hf://org/model
+
+Publishing the same model again changes nothing but its card.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tnt.commands.export import CARD, refuse_data
+import typer
+
+from tnt.commands import Name
+from tnt.commands.export import CARD, export, refuse_data
 from tnt.core.hashes import sha256_of
+from tnt.core.runlog import RUNS_FILE
 
+WORK = RUNS_FILE.parent
 HOSTS_FILES = {".gitattributes"}
 """Files that a repository on the Hugging Face Hub has from the start."""
+
+
+def command(
+    name: Name,
+    destination: Annotated[str, typer.Argument(help="A folder, or any URL of fsspec.")],
+    ungated: Annotated[
+        bool, typer.Option(help="Even if it failed its gate or is not accepted.")
+    ] = False,
+) -> None:
+    """Export a round and copy the export to a URL."""
+    print(f"Published {name} to {publish(name, destination, ungated=ungated)}.")
 
 
 def upload(folder: Path, destination: str) -> str:
@@ -65,6 +88,29 @@ def upload(folder: Path, destination: str) -> str:
                 fs.rm_file(path)
         raise
     return str(published)
+
+
+def publish(
+    name: str,
+    destination: str,
+    *,
+    ungated: bool = False,
+    copy: Callable[[Path, str], str] = upload,
+) -> str:
+    """Export a round, copy the export to a URL, and return that.
+
+    Args:
+        name: The round.
+        destination: Holds nothing, or this same model.
+        ungated: Publish a round that failed its gate or is not accepted.
+        copy: `upload`, or what tries it again where the network fails.
+
+    Raises:
+        ValueError: The round is not to be exported, or the URL is not for it.
+    """
+    WORK.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=WORK) as scratch:  # /tmp may lie in memory
+        return copy(export(name, Path(scratch) / name, ungated=ungated), destination)
 
 
 def _same(fs: Any, path: str, file: Path) -> bool:

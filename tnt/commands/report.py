@@ -12,9 +12,13 @@ import json
 import os
 import platform
 import shutil
+import sys
+import webbrowser
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from tnt.core.artifacts import read_json
 from tnt.core.runlog import last_runs
@@ -26,6 +30,16 @@ FOLDER = Path("work/report")
 VERSIONS = ("torch", "transformers", "dvc")
 COMMITS = 10
 """Experiments of so many commits are shown, from HEAD back."""
+
+
+def command(
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Write the report to work/report/, with run times, revision, versions and experiments."""
+    page = build().resolve().as_uri()
+    print(page)
+    if open_it and not webbrowser.open(page):
+        print("No browser could be started. Open the address above.", file=sys.stderr)
 
 
 def build() -> Path:

@@ -8,6 +8,12 @@ from tnt.core.artifacts import read_json
 from tnt.core.runlog import last_runs
 from tnt.core.tables import aligned
 from tnt.project import checks, layout
+from tnt.rounds.listed import read_metrics
+
+
+def command() -> None:
+    """Show what each round changed, what the stages took, and where the results are."""
+    print(summary())
 
 
 def summary() -> str:
@@ -16,8 +22,6 @@ def summary() -> str:
     Raises:
         ValueError: A round was not evaluated yet.
     """
-    from tnt.rounds.listed import read_metrics
-
     loaded = checks.load()
     rows = [("round", "prompts", "detector", "before", "after", "95% interval", "clean_unchanged")]
     verdicts = []

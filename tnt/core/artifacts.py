@@ -12,13 +12,14 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from tnt.core.records import BASE, Flag, Record, Source, Split
 
-from tnt.core.records import BASE, Flag, Record
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 R = TypeVar("R", bound=Record)
 MAKE_AGAIN = "Delete it and run `dvc repro`, which makes it again."
@@ -31,6 +32,9 @@ def read(path: Path, record: type[R]) -> list[R]:
         ValueError: The file is missing, unreadable, or holds other columns than `record`; or it
             holds no row, which only flags may come to.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     if not path.is_file():
         raise ValueError(f"{path} does not exist. Run `dvc repro`, which makes it.")
     try:
@@ -39,10 +43,11 @@ def read(path: Path, record: type[R]) -> list[R]:
         raise ValueError(
             f"{path} is not a readable Parquet file ({error}). {MAKE_AGAIN}"
         ) from error
-    if not table.schema.equals(record.SCHEMA):
-        seen, expected = table.column_names, record.SCHEMA.names
+    wanted = schema(record)
+    if not table.schema.equals(wanted):
+        seen, expected = table.column_names, wanted.names
         if seen == expected:
-            seen, expected = [*map(str, table.schema)], [*map(str, record.SCHEMA)]
+            seen, expected = [*map(str, table.schema)], [*map(str, wanted)]
         raise ValueError(
             f"{path} has columns {seen}, not those of {record.__name__} ({expected}). {MAKE_AGAIN}"
         )
@@ -57,6 +62,9 @@ def write(rows: Sequence[Record], path: Path, record: type[Record]) -> None:
     Raises:
         ValueError: Two rows have the same key, or a value does not fit its column.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     rows = sorted(rows, key=lambda row: [getattr(row, name) for name in record.KEY])
     keys = [tuple(getattr(row, name) for name in record.KEY) for row in rows]
     for key, following in itertools.pairwise(keys):
@@ -64,13 +72,41 @@ def write(rows: Sequence[Record], path: Path, record: type[Record]) -> None:
             raise ValueError(
                 f"Two rows of {path} have the same {record.KEY}: {key}. Make the ids unique."
             )
-    columns = [_column([getattr(row, f.name) for row in rows], f, path) for f in record.SCHEMA]
-    table = pa.table(columns, schema=record.SCHEMA)
+    wanted = schema(record)
+    columns = [_column([getattr(row, f.name) for row in rows], f, path) for f in wanted]
+    table = pa.table(columns, schema=wanted)
     with complete(path) as partial:
         pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 
 
+def schema(record: type[R]) -> pa.Schema:
+    """Return the columns of a record's file, in the order of its fields.
+
+    Integers have 32 bits, floats 64. Nothing may be missing but what is `... | None`.
+    """
+    import pyarrow as pa
+
+    ids, bools = (
+        pa.list_(pa.field("element", inner, nullable=False)) for inner in (pa.int32(), pa.bool_())
+    )
+    optional = str | None
+    types: dict[Any, pa.DataType] = {
+        **dict.fromkeys((str, Split, Source, optional), pa.string()),
+        **{int: pa.int32(), float: pa.float64(), bool: pa.bool_()},
+        **{list[int]: ids, list[bool]: bools},
+    }
+    hints = get_type_hints(record)
+    return pa.schema(
+        [
+            pa.field(field.name, types[hints[field.name]], nullable=hints[field.name] == optional)
+            for field in fields(record)
+        ]
+    )
+
+
 def _column(values: list[Any], field: pa.Field, path: Path) -> pa.Array:
+    import pyarrow as pa
+
     try:
         column = pa.array(values, field.type)
         if column.null_count and not field.nullable:

@@ -24,21 +24,25 @@ def closure(file: Path, root: Path) -> list[Path]:
     Raises:
         ValueError: A file is no Python that can be read, or a link out of `root`.
     """
-    pending, found = [file], set()
+    real_root = root.resolve()
+    pending, seen, names, found = [file], set(), set(), set()
     while pending:
         named = pending.pop()
-        current = named.resolve()
-        if current in found:
+        if named in seen:
             continue
-        if not current.is_relative_to(root.resolve()):
+        seen.add(named)
+        current = named.resolve()
+        if not current.is_relative_to(real_root):
             raise ValueError(
                 f"{named} is a link to {current}, outside the project, where neither DVC nor a "
                 "clone follows it. Put a copy in its place."
             )
         found.add(current)
-        for name in _imported(current, root.resolve(), current.stat().st_mtime_ns):
-            pending += module_files(name, root)
-    return sorted(path.relative_to(root.resolve()) for path in found)
+        for name in _imported(current, real_root, current.stat().st_mtime_ns):
+            if name not in names:
+                names.add(name)
+                pending += module_files(name, real_root)
+    return sorted(path.relative_to(real_root) for path in found)
 
 
 def with_data(files: Iterable[Path], root: Path) -> list[Path]:
@@ -73,7 +77,7 @@ def _names(file: Path, root: Path) -> Iterator[str]:
         tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     except (SyntaxError, ValueError) as error:  # not UTF-8, or null bytes
         raise ValueError(f"{file} is no Python that can be read ({error}). Correct it.") from error
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -83,11 +87,25 @@ def _names(file: Path, root: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield every statement, those in others too; expressions, most of a tree, hold no import."""
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        yield node
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            inner = getattr(node, block, ())
+            if isinstance(inner, list):  # the body of a lambda is an expression
+                pending += inner
+
+
 def module_files(name: str, root: Path) -> Iterator[Path]:
     """Yield the local files that importing a dotted name runs: its packages' and its own."""
-    parts = name.split(".") if name else []
-    for depth in range(1, len(parts) + 1):
-        path = root.resolve().joinpath(*parts[:depth])
+    path = root
+    for part in name.split(".") if name else []:
+        path = path / part
         for candidate in (path / "__init__.py", path.with_suffix(".py")):
             if candidate.is_file():
                 yield candidate
+        if not path.is_dir():  # nothing of it is local, or what is left is defined in a file
+            return

@@ -1,4 +1,4 @@
-"""The rows that travel between stages, each with its Arrow schema and its sort key.
+"""The rows that travel between stages, each with its sort key; their fields are the columns.
 
 Token ids are the model's own, as generated; nothing is ever re-tokenised, and only corrections,
 which people wrote, are tokenised at all. Character offsets count Python characters of
@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import pyarrow as pa
-
 BASE = "base"
 
 
@@ -21,18 +19,6 @@ PromptFiles = dict[str, list[str]]
 
 Split = Literal["train", "validation", "test"]
 Source = Literal["generated", "corrected"]
-_IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
-_BOOLS = pa.list_(pa.field("element", pa.bool_(), nullable=False))
-
-
-def _schema(**types: pa.DataType) -> pa.Schema:
-    """Build a schema whose fields are all required, except those named `..._or_none`."""
-    return pa.schema(
-        [
-            pa.field(name.removesuffix("_or_none"), type_, nullable=name.endswith("_or_none"))
-            for name, type_ in types.items()
-        ]
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +37,6 @@ class Prompt:
     reference: str | None = None
 
     KEY: ClassVar = ("prompt_id",)
-    SCHEMA: ClassVar = _schema(
-        prompt_id=pa.string(),
-        prompt_set=pa.string(),
-        split=pa.string(),
-        input=pa.string(),
-        prompt=pa.string(),
-        prompt_ids=_IDS,
-        reference_or_none=pa.string(),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +58,6 @@ class Completion:
     """Whether the model ended by itself, before `max_new_tokens`."""
 
     KEY: ClassVar = ("prompt_id", "sample")
-    SCHEMA: ClassVar = _schema(
-        prompt_id=pa.string(),
-        sample=pa.int32(),
-        model=pa.string(),
-        input=pa.string(),
-        prompt_ids=_IDS,
-        completion_ids=_IDS,
-        text=pa.string(),
-        finished=pa.bool_(),
-    )
 
     @property
     def prompt_set(self) -> str:
@@ -112,16 +79,6 @@ class Flag:
     score: float
 
     KEY: ClassVar = ("prompt_id", "sample", "detector", "start", "end", "label")
-    SCHEMA: ClassVar = _schema(
-        prompt_id=pa.string(),
-        sample=pa.int32(),
-        detector=pa.string(),
-        label=pa.string(),
-        start=pa.int32(),
-        end=pa.int32(),
-        text=pa.string(),
-        score=pa.float64(),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,15 +98,6 @@ class Mask:
     """`corrected`: people's text. Its tokens are all kept, and learned by cross-entropy."""
 
     KEY: ClassVar = ("prompt_id", "sample", "source")
-    SCHEMA: ClassVar = _schema(
-        prompt_id=pa.string(),
-        sample=pa.int32(),
-        prompt_ids=_IDS,
-        completion_ids=_IDS,
-        negative_mask=_BOOLS,
-        kept_mask=_BOOLS,
-        source=pa.string(),
-    )
 
 
 Record = Prompt | Completion | Flag | Mask

@@ -14,8 +14,10 @@ import runpy
 import signal
 import sys
 import threading
+from typing import TYPE_CHECKING
 
-import psutil
+if TYPE_CHECKING:
+    import psutil
 
 VARIABLE = "TNT_PARENT"
 """In the environment: the process that the next one is to end with."""
@@ -42,6 +44,8 @@ def end_with_parent() -> None:
 
 def _parent() -> psutil.Process | None:
     """Return the process to end with, None if it is gone."""
+    import psutil
+
     try:
         if VARIABLE in os.environ:
             return psutil.Process(int(os.environ[VARIABLE]))
@@ -57,6 +61,8 @@ def _signalled_by_kernel() -> bool:
 
 
 def _watch(parent: psutil.Process) -> None:
+    import psutil
+
     while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
         threading.Event().wait(POLL_S)
     _end()

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from tnt.core.records import Completion, Flag
 from tnt.detectors import Detect
 from tnt.detectors.span import Span
@@ -29,6 +27,8 @@ def find_flags(
     Raises:
         ValueError: A detector failed or returned a span outside the text; names both.
     """
+    from tqdm import tqdm
+
     flags = []
     for name, detect in detectors.items():
         bar = tqdm(
@@ -76,6 +76,8 @@ def _found(
                 yield completion, list(next(spans))
                 done += 1
         except Exception as error:
+            from tqdm import tqdm
+
             tqdm.write(
                 f"Detector {name!r}: `many` stopped after {done} of {len(completions)} completions "
                 f"({type(error).__name__}). The others are looked at one by one.",

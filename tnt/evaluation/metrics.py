@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import InitVar, asdict, dataclass, field, is_dataclass
-from typing import Any, NamedTuple
-
-import numpy as np
-from scipy.stats import binomtest
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tnt.core.records import Completion
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Key = tuple[str, int]
 """(prompt_id, sample)."""
@@ -47,6 +47,8 @@ class Rate:
             raise ValueError(f"{self.flagged} of {self.total} is no share. Count the same rows.")
         low, high = interval or (0.0, 1.0)
         if self.total and interval is None:
+            from scipy.stats import binomtest
+
             low, high = binomtest(self.flagged, self.total).proportion_ci(method="wilson")
         rate = self.flagged / max(self.total, 1)
         for name, value in (("rate", rate), ("low", low), ("high", high)):
@@ -121,6 +123,8 @@ def mcnemar(before: Mapping[str, bool], after: Mapping[str, bool]) -> Paired:
 
     9 fixed against 1 broken: p = 2 (1 + 10) / 2**10 = 0.0215. Nothing changed: p = 1. McNemar 1947.
     """
+    from scipy.stats import binomtest
+
     both = before.keys() & after.keys()
     fixed = sum(before[key] and not after[key] for key in both)
     broken = sum(after[key] and not before[key] for key in both)
@@ -147,6 +151,8 @@ def paired_change(
         return Change(0.0, -1.0, 1.0, 1.0)
     if empty := [key for key in both if not before[key] or not after[key]]:
         raise ValueError(f"Prompt {empty[0]!r} has no completions. Leave it out or re-run respond.")
+    import numpy as np
+
     rows = np.array(
         [(sum(before[k]), len(before[k]), sum(after[k]), len(after[k])) for k in both], np.int64
     )
@@ -285,12 +291,16 @@ def _rate(outcomes: Iterable[tuple[str, bool]]) -> Rate:
     if hits in (0, total):
         wilson = Rate(prompts if hits else 0, prompts)
         return Rate(hits, total, (wilson.low, wilson.high))
+    import numpy as np
+
     rows = np.array([by_prompt[key] for key in sorted(by_prompt)], np.int64)
     return Rate(hits, total, _bootstrap(rows, lambda rows: float(np.divide(*rows.sum(0)))))
 
 
 def _bootstrap(rows: np.ndarray, statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
     """95% percentile interval of a statistic of rows, one row per prompt."""
+    import numpy as np
+
     generator = np.random.default_rng(SEED)
     draws = (generator.integers(len(rows), size=len(rows)) for _ in range(RESAMPLES))
     low, high = np.percentile([statistic(rows[draw]) for draw in draws], (2.5, 97.5))
@@ -310,6 +320,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     0.01, 0.04, 0.03 become 0.03, 0.06, 0.06: the smallest times 3, the next times 2, and none less
     than one before it. Holm 1979.
     """
+    import numpy as np
+
     order = np.argsort(p_values)
     raised = np.asarray(p_values, float)[order] * np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))

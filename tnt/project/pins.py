@@ -32,7 +32,7 @@ def input_files(detector: Instance) -> list[Path]:
             )
     module = detector.named.partition(":")[0]
     if module.split(".")[0] == str(layout.PLUGINS):
-        for file in module_files(module, Path()):
+        for file in module_files(module, Path.cwd()):
             files += closure(file, Path())
     return files
 

@@ -29,18 +29,17 @@ def resolved(project: Project) -> Resolved:
     Every file is pinned by its hash, so that a stage's own file says which change re-runs it.
     `compare` is given what the others obey, because the report shows it.
     """
-    found = _params(project)
+    found = params(project)
     shown: dict[str, dict[str, Any]] = {}
     for (name, stage), values in sorted(found.items()):
         shown.setdefault(name, {})[stage] = values
     compare = found[records.BASE, "compare"]
     found[records.BASE, "compare"] = {**compare, "obeyed": shown}
-    return {
-        (name, stage): {**found[name, stage], "code": pins.code(stage)} for name, stage in found
-    }
+    code = {stage: pins.code(stage) for stage in {stage for _, stage in found}}
+    return {(name, stage): {**found[name, stage], "code": code[stage]} for name, stage in found}
 
 
-def _params(project: Project) -> Resolved:
+def params(project: Project) -> Resolved:
     """Return the params that every stage obeys, with `auto` written out."""
     runtime = asdict(project.runtime)
     if runtime["threads"] == "auto":

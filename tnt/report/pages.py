@@ -6,9 +6,11 @@ import base64
 import hashlib
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -19,6 +21,8 @@ def environment() -> Environment:
     They may use `asset(name)`, the text of a style sheet or a script; `digest(name)`, its hash as
     a Content-Security-Policy has it; and the filter `percent`.
     """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -35,6 +39,8 @@ def environment() -> Environment:
 
 @cache
 def _asset(name: str) -> Markup:
+    from markupsafe import Markup
+
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))  # our own, and not escaped
 
 

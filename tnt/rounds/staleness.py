@@ -26,7 +26,12 @@ _REMEDY = (
 
 
 def refuse_outdated() -> None:
-    """Raise if an accepted round is not up to date; say which, what changed and what to do."""
+    """Raise if an accepted round is not up to date; say which, what changed and what to do.
+
+    DVC, which takes a second to answer, is only asked if there is a round with a verdict.
+    """
+    if not any(verdict(name) for name in checks.load().rounds):
+        return
     for name, why in outdated_rounds().items():
         if accepted(name) or (why.endswith(_GONE) and verdict(name)):
             raise ValueError(f"The {verdict(name)} round {name!r} is out of date: {why}")

@@ -25,7 +25,8 @@ def placeholder(key: str) -> str:
 def verdicts_in(revisions: str = "HEAD") -> Iterator[tuple[str, str, str]]:
     """Yield (commit, round, verdict), the latest first."""
     line = f"%H%x00{placeholder('Round')}%x00{placeholder('Verdict')}"
-    for found in output("git", "log", f"--format={line}", revisions).splitlines():
+    arguments = ("--ignore-missing", f"--format={line}", revisions)  # HEAD, before any commit
+    for found in output("git", "log", *arguments).splitlines():
         commit, name, given = found.split("\0")
         if name:
             yield commit, name, given

@@ -4,8 +4,8 @@
     detect("Ann Lee, 58, paid $4 million.", "Lee, a 58-year-old, paid £4m.")
     # [Span(start=0, end=7, label="PERSON"), Span(start=18, end=28, label="MONEY")]
 
-Names are found and compared by `names`; numbers, dates and times by
-`values`.
+Names are found and compared by `names`; numbers, dates and times by `values`. Both are imported
+inside functions: their patterns take long to compile.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import importlib.util
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from tnt.core.params import STRICT
-from tnt.detectors.entities import values
-from tnt.detectors.entities.names import Names, candidates, dictionary, joined, words_of
 from tnt.detectors.spacy_models import is_package_of_model, package
 from tnt.detectors.span import Span
+
+if TYPE_CHECKING:
+    from tnt.detectors.entities.names import Names
+    from tnt.detectors.entities.values import Given
 
 Label = Literal[
     "PERSON",
@@ -91,9 +93,11 @@ class Entities:
 
     def __init__(self, params: EntitiesParams) -> None:
         """Keep the params; nothing is loaded."""
+        from tnt.detectors.entities.names import joined, words_of
+
         self._params = params
         self._allowed = {joined(words_of(name)) for name in params.allow}
-        self._given: dict[str, tuple[Names, values.Given]] = {}
+        self._given: dict[str, tuple[Names, Given]] = {}
         self._nlp: Any = None
         self._common: frozenset[str] = frozenset()
 
@@ -116,17 +120,25 @@ class Entities:
         if self._nlp is None:
             import spacy
 
+            from tnt.detectors.entities.names import dictionary
+
             self._nlp = spacy.load(self._params.model, exclude=["parser"])
             self._common = dictionary(self._nlp)
 
     def _read_inputs(self, inputs: Collection[str]) -> None:
+        from tnt.detectors.entities.names import Names
+        from tnt.detectors.entities.values import given
+
         if len(self._given) > _KEPT_INPUTS:
             self._given.clear()
         new = [text for text in inputs if text not in self._given]
         for doc in self._nlp.pipe(new):
-            self._given[doc.text] = Names(doc), values.given(doc.text)
+            self._given[doc.text] = Names(doc), given(doc.text)
 
-    def _unsupported(self, doc: Any, names: Names, given: values.Given) -> list[Span]:
+    def _unsupported(self, doc: Any, names: Names, given: Given) -> list[Span]:
+        from tnt.detectors.entities import values
+        from tnt.detectors.entities.names import candidates, joined, words_of
+
         text = doc.text
         found, supported = [], []
         for name in candidates(doc, self._common):
