@@ -6,7 +6,6 @@ The loop itself is `tnt.rounds.update`; here it gets a form, a log, notification
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +24,7 @@ from flows.dvc import reproduce
 from flows.ingest import ingest_prompts
 from flows.network import DELAYS_S, RETRIES
 from flows.publish import publish_round
+from tnt.commands import summary
 from tnt.project import checks, layout
 from tnt.rounds import history, listed, sharing
 from tnt.rounds.update import Outcome, update
@@ -122,7 +122,7 @@ def leave_pages(said: str) -> None:
     evaluated = [name for name in checks.load().rounds if layout.metrics(name).is_file()]
     if evaluated:
         create_table_artifact(
-            [*_changes(evaluated[-1])],
+            summary.table(listed.read_metrics(evaluated[-1])),
             key="changes",
             description=f"What {evaluated[-1]} changed from its parent, on the test prompts.",
         )
@@ -136,23 +136,6 @@ def _report_link() -> str | None:
         return None
     where = os.environ.get(REPORT_URL) or (Path.cwd() / layout.REPORT).as_uri()
     return f"{where.rstrip('/')}/index.html"
-
-
-def _changes(name: str) -> Iterator[dict[str, str]]:
-    for prompt_set, found in listed.read_metrics(name)["sets"].items():
-        same = found["clean_unchanged"]
-        for detector, change in found["detectors"].items():
-            before, after = change["before"], change["after"]
-            yield {
-                "round": name,
-                "prompts": prompt_set,
-                "detector": detector,
-                "before": f"{before['rate']:.1%}",
-                "after": f"{after['rate']:.1%}",
-                "95% interval": f"{after['low']:.1%} to {after['high']:.1%}",
-                "p": f"{change['change']['p_value']:.2g}",
-                "clean_unchanged": f"{same['rate']:.1%} of {same['total']}",
-            }
 
 
 def _told(outcome: Outcome) -> str:

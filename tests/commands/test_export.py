@@ -19,6 +19,7 @@ from tnt.commands import export, publish
 from tnt.core import artifacts
 from tnt.core.hashes import sha256_of
 from tnt.core.records import Completion
+from tnt.evaluation.round_metrics import Gate
 from tnt.project import checks, layout
 from tnt.rounds import listed
 
@@ -191,9 +192,13 @@ def test_the_head_of_the_card_names_a_base_on_the_hub_alone(there, exported, tmp
 
 def test_no_name_breaks_the_card(here, exported, tmp_path, monkeypatch):
     metrics = listed.read_metrics("r2")
-    of_set = metrics["sets"]["replies"]
-    of_set["detectors"] = {HOSTILE: of_set["detectors"]["hedges"]}
-    metrics["gate"] = {"passed": False, "reasons": f"{HOSTILE} rose"}
+    of_set = metrics.sets["replies"]
+    renamed = dataclasses.replace(of_set, detectors={HOSTILE: of_set.detectors["hedges"]})
+    metrics = dataclasses.replace(
+        metrics,
+        sets={**metrics.sets, "replies": renamed},
+        gate=Gate(passed=False, reasons=f"{HOSTILE} rose"),
+    )
     monkeypatch.setattr(listed, "read_metrics", lambda name: metrics)
     here.edit(
         "data/resolved/r2/prepare.yaml",

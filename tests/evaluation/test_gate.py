@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import measured
 import pytest
+from measured import share
 
 from tnt.evaluation.gate import judge
 from tnt.evaluation.params import GateParams
@@ -13,19 +17,13 @@ BOUNDS = GateParams(
 
 
 def rates(before, after):
-    return {"before": {"rate": before}, "after": {"rate": after}}
+    return measured.change(share(before), share(after))
 
 
 def metrics(own=(0.4, 0.1), ancestor=(0.2, 0.2), unchanged=0.9, total=10, prompt_set="replies"):
-    return {
-        "learned": {"own": rates(*own), "old": rates(*ancestor)},
-        "sets": {
-            prompt_set: {
-                "clean_unchanged": {"rate": unchanged, "total": total},
-                "detectors": {"own": rates(*own), "old": rates(*ancestor)},
-            }
-        },
-    }
+    changes = {"own": rates(*own), "old": rates(*ancestor)}
+    sets = {prompt_set: measured.of_set(changes, share(unchanged, total))}
+    return measured.metrics(sets, changes)
 
 
 def judged(**changes):
@@ -71,10 +69,9 @@ def test_all_reasons_are_given():
 
 def test_rise_in_one_set_is_not_hidden_by_the_others():
     found = metrics()
-    found["sets"]["news"] = {
-        "clean_unchanged": {"rate": 1.0, "total": 5},
-        "detectors": {"own": rates(0.4, 0.1), "old": rates(0.0, 0.3)},
-    }
+    changes = {"own": rates(0.4, 0.1), "old": rates(0.0, 0.3)}
+    news = measured.of_set(changes, share(1.0, 5))
+    found = replace(found, sets={**found.sets, "news": news})
     assert judge(found, BOUNDS, ["old"]) == [
         "old, fixed by an earlier round, rose by 30.0% on news, more than 5%"
     ]

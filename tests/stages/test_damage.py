@@ -612,7 +612,7 @@ def weight_of_nothing(monkeypatch, project):
 def share_above_one(monkeypatch, project):
     quality = measures.quality
     monkeypatch.setattr(
-        measures, "quality", lambda *arguments: quality(*arguments) | {"finished_share": 1.5}
+        measures, "quality", lambda *given: replace(quality(*given), finished_share=1.5)
     )
 
 

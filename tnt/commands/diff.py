@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -245,7 +245,7 @@ def _side(name: str, loaded: Project) -> _Side:
             completions=artifacts.read(path, Completion),
             detectors=round_.detectors if round_ else [],
             learned=[*round_.prompts] if round_ else [],
-            metrics=read_metrics(name) if layout.metrics(name).is_file() else {},
+            metrics=asdict(read_metrics(name)) if layout.metrics(name).is_file() else {},
         )
     if name != records.BASE and accepted(name):
         return _tagged(name, path)
@@ -343,7 +343,7 @@ def _change(
         for c in completions:
             flags.setdefault(c.prompt_id, []).append((c.prompt_id, c.sample) in keys)
     moved = metrics.paired_change(*by_prompt)
-    kept = {"low": moved.low, "high": moved.high, **change}
+    kept = {"low": moved.low, "high": moved.high, **asdict(change)}
     names = ("difference", "low", "high", "p_value")
     rates = (metrics.flag_rate(before, old), metrics.flag_rate(after, new))
     return *rates, {name: kept[name] for name in names}

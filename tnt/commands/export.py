@@ -23,6 +23,7 @@ from tnt.commands import Name
 from tnt.core import artifacts, records
 from tnt.core.hashes import sha256_of
 from tnt.core.params import dump_yaml, load_yaml
+from tnt.evaluation.round_metrics import Gate, RoundMetrics
 from tnt.project import checks, layout
 from tnt.project.sections import Project
 from tnt.rounds import listed, staleness, trailers, verdicts
@@ -66,7 +67,7 @@ def export(name: str, folder: Path, *, ungated: bool = False, force: bool = Fals
         listed.refuse_unknown(name, loaded)
         metrics = listed.read_metrics(name)
         _refuse_place(folder, force=force)
-        objection, remedy = _objection(name, metrics["gate"])
+        objection, remedy = _objection(name, metrics.gate)
         if objection and not ungated:
             raise ValueError(
                 f"The round {name!r} {objection}. {remedy}, or export it all the same: --ungated."
@@ -113,10 +114,10 @@ def refuse_data(folder: Path) -> None:
         raise ValueError(f"{folder} lies in {data}, which is DVC's. Export to elsewhere.")
 
 
-def _objection(name: str, gate: Mapping[str, Any]) -> tuple[str, str]:
+def _objection(name: str, gate: Gate) -> tuple[str, str]:
     """Return why a round should not be exported, and what to do; nothing if it is accepted."""
-    if not gate["passed"]:
-        return f"failed its gate: {gate['reasons']}", "Train it again"
+    if not gate.passed:
+        return f"failed its gate: {gate.reasons}", "Train it again"
     tag = trailers.tag(name)
     if not verdicts.accepted(name):
         return "is not accepted", f"`tnt rounds accept {name}`"
@@ -162,7 +163,7 @@ def _card(
     name: str,
     loaded: Project,
     folder: Path,
-    metrics: Mapping[str, Any],
+    metrics: RoundMetrics,
     *,
     objection: str,
     revision: Mapping[str, Any],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from tnt.core.artifacts import read_json
 from tnt.core.runlog import last_runs
@@ -16,6 +17,13 @@ def command() -> None:
     print(summary())
 
 
+if TYPE_CHECKING:
+    from tnt.evaluation.round_metrics import RoundMetrics
+
+COLUMNS = ("round", "prompts", "detector", "before", "after", "95% interval", "clean_unchanged")
+"""Those of `table` that fit on a screen."""
+
+
 def summary() -> str:
     """Return, as text, what each round changed, what the stages took, and where the results are.
 
@@ -23,35 +31,40 @@ def summary() -> str:
         ValueError: A round was not evaluated yet.
     """
     loaded = checks.load()
-    rows = [("round", "prompts", "detector", "before", "after", "95% interval", "clean_unchanged")]
+    rows: list[dict[str, str]] = []
     verdicts = []
     for name, round_ in loaded.rounds.items():
         metrics = read_metrics(name)
-        for prompt_set, found in metrics["sets"].items():
-            same = found["clean_unchanged"]
-            for detector, change in found["detectors"].items():
-                after = change["after"]
-                rows.append(
-                    (
-                        name,
-                        prompt_set,
-                        detector,
-                        f"{change['before']['rate']:.1%}",
-                        f"{after['rate']:.1%}",
-                        f"{after['low']:.1%} to {after['high']:.1%}",
-                        f"{same['rate']:.1%} of {same['total']}",
-                    )
-                )
-        gate = metrics["gate"]
-        verdict = "passed" if gate["passed"] else f"rejected: {gate['reasons']}"
+        rows += table(metrics)
+        gate = metrics.gate
+        verdict = "passed" if gate.passed else f"rejected: {gate.reasons}"
         verdicts.append(f"{name} (from {round_.parent}): gate {verdict}")
         sets = " and ".join(round_.prompts)
-        for detector, change in metrics["learned"].items():
+        for detector, change in metrics.learned.items():
             verdicts.append(
-                f"  {detector} on {sets}: {change['before']['rate']:.1%} -> "
-                f"{change['after']['rate']:.1%}, p = {change['change']['p_value']:.2g}"
+                f"  {detector} on {sets}: {change.before.rate:.1%} -> "
+                f"{change.after.rate:.1%}, p = {change.change.p_value:.2g}"
             )
-    return "\n".join([*aligned(rows), "", *verdicts, *_probe(), "", *_costs(), *_places()])
+    shown = aligned([COLUMNS, *(tuple(row[column] for column in COLUMNS) for row in rows)])
+    return "\n".join([*shown, "", *verdicts, *_probe(), "", *_costs(), *_places()])
+
+
+def table(metrics: RoundMetrics) -> list[dict[str, str]]:
+    """Return what a round changed from its parent, one row per prompt set and detector."""
+    return [
+        {
+            "round": metrics.round,
+            "prompts": prompt_set,
+            "detector": detector,
+            "before": f"{change.before.rate:.1%}",
+            "after": f"{change.after.rate:.1%}",
+            "95% interval": f"{change.after.low:.1%} to {change.after.high:.1%}",
+            "p": f"{change.change.p_value:.2g}",
+            "clean_unchanged": f"{found.clean_unchanged.rate:.1%} of {found.clean_unchanged.total}",
+        }
+        for prompt_set, found in metrics.sets.items()
+        for detector, change in found.detectors.items()
+    ]
 
 
 def _probe() -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from tnt import models
 from tnt.core.records import Mask
+from tnt.evaluation.round_metrics import Divergence
 from tnt.losses.batches import collate
 from tnt.losses.heads import completion_logits
 from tnt.losses.params import LossParams
@@ -19,20 +19,6 @@ from tnt.models import by_length
 
 FORWARD, REVERSE = LossParams(loss="tnff"), LossParams(loss="tnrr")
 """At kept tokens: KL(original || updated), and the other way round."""
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """Means over the tokens of some completions; None where there is no such token."""
-
-    forward: float | None
-    """KL(original || updated) in nats per kept token."""
-    reverse: float | None
-    """KL(updated || original) in nats per kept token."""
-    negative_mass: float | None
-    """Probability that the updated model gives to a flagged token, behind the original's prefix."""
-    kept_tokens: int
-    negative_tokens: int
 
 
 def divergence(

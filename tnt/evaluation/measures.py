@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 from tnt.core import hashes
@@ -12,6 +11,8 @@ from tnt.detectors import repetition, running
 from tnt.detectors.repetition import RepetitionParams
 from tnt.evaluation import metrics
 from tnt.evaluation.divergence import divergence
+from tnt.evaluation.metrics import Rate, Similarity
+from tnt.evaluation.round_metrics import DetectorChange, Divergence, Quality
 from tnt.masks.flagged import mask_all
 from tnt.masks.params import MaskParams
 
@@ -22,7 +23,7 @@ SIDES = ("base", "before", "after")
 
 def changes(
     names: Iterable[str], sides: list[list[Completion]], flags: dict[str, list[Flag]]
-) -> dict[str, Any]:
+) -> dict[str, DetectorChange]:
     """Return, per detector, the flag rates of base, parent and round, and the paired test."""
     completions = dict(zip(SIDES, sides, strict=True))
     before, after = completions["before"], completions["after"]
@@ -30,43 +31,42 @@ def changes(
     for name in names:
         keys = {side: {key_of(f) for f in flags[side] if f.detector == name} for side in SIDES}
         rates = {side: metrics.flag_rate(completions[side], keys[side]) for side in SIDES}
-        unchanged = metrics.clean_unchanged(before, after, keys["before"])
-        changes[name] = {
+        changes[name] = DetectorChange(
             **rates,
-            "change": metrics.change(before, after, keys["before"], keys["after"]),
-            "clean_unchanged": unchanged,
-        }
+            change=metrics.change(before, after, keys["before"], keys["after"]),
+            clean_unchanged=metrics.clean_unchanged(before, after, keys["before"]),
+        )
     return changes
 
 
 def similarity(
     before: list[Completion], after: list[Completion], flagged: set[Key]
-) -> dict[str, Any]:
-    """Return how alike new and old completions are: all of them, and the originally clean ones."""
+) -> tuple[Rate, Similarity, Similarity]:
+    """Return how alike new and old completions are.
+
+    Returns:
+        `clean_unchanged`, `similarity` and `similarity_clean` of the prompt set's metrics.
+    """
     old = {(c.prompt_id, c.sample): c.text for c in before}
     new = {(c.prompt_id, c.sample): c.text for c in after}
     clean = [key for key in old if key not in flagged]
-    return {
-        "clean_unchanged": metrics.clean_unchanged(before, after, flagged),
-        "similarity": metrics.similarity(list(old.values()), [new[key] for key in old]),
-        "similarity_clean": metrics.similarity(
-            [old[key] for key in clean], [new[key] for key in clean]
-        ),
-    }
+    return (
+        metrics.clean_unchanged(before, after, flagged),
+        metrics.similarity(list(old.values()), [new[key] for key in old]),
+        metrics.similarity([old[key] for key in clean], [new[key] for key in clean]),
+    )
 
 
-def quality(
-    completions: list[Completion], references: dict[str, str | None]
-) -> dict[str, float | None]:
+def quality(completions: list[Completion], references: dict[str, str | None]) -> Quality:
     """Return what may get worse unflagged: length, end, loops, closeness to references."""
     loops = running.find_flags({"loops": repetition.build(RepetitionParams())}, completions)
-    return {
+    return Quality(
         **metrics.length_and_finish(completions),
-        "repetition": metrics.flag_rate(completions, {key_of(f) for f in loops}).rate,
-        "rouge_l_to_references": metrics.rouge_l_to_references(
+        repetition=metrics.flag_rate(completions, {key_of(f) for f in loops}).rate,
+        rouge_l_to_references=metrics.rouge_l_to_references(
             [c.text for c in completions], [references[c.prompt_id] for c in completions]
         ),
-    }
+    )
 
 
 def divergences(
@@ -80,7 +80,7 @@ def divergences(
     prompts_per_set: int,
     batch_size: int,
     name: str,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Divergence]:
     """Return how far `updated` is from `original`, by prompt set, on the latter's completions.
 
     Args:
@@ -99,14 +99,12 @@ def divergences(
     for completion, masked in zip(completions, masks, strict=True):
         by_set.setdefault(completion.prompt_set, []).append(masked)
     return {
-        prompt_set: asdict(
-            divergence(
-                original,
-                updated,
-                hashes.lowest_hashes(members, prompts_per_set),
-                batch_size=batch_size,
-                title=f"divergence from {name} on {prompt_set}",
-            )
+        prompt_set: divergence(
+            original,
+            updated,
+            hashes.lowest_hashes(members, prompts_per_set),
+            batch_size=batch_size,
+            title=f"divergence from {name} on {prompt_set}",
         )
         for prompt_set, members in by_set.items()
     }

@@ -54,6 +54,13 @@ class Rate:
         for name, value in (("rate", rate), ("low", low), ("high", high)):
             object.__setattr__(self, name, float(value))
 
+    @classmethod
+    def stored(cls, *, flagged: int, total: int, rate: float, low: float, high: float) -> Rate:
+        """Return a rate that a file holds, its rounded numbers as they are."""
+        stored = cls(flagged, total, (low, high))
+        object.__setattr__(stored, "rate", rate)
+        return stored
+
 
 class Paired(NamedTuple):
     """Prompts that changed, and the probability of so lopsided a change by chance."""
@@ -72,6 +79,33 @@ class Change(NamedTuple):
     low: float
     high: float
     p: float
+
+
+@dataclass(frozen=True, slots=True)
+class CountedChange:
+    """How a flag rate changed, with one completion per prompt: prompts are counted."""
+
+    difference: float
+    """After minus before; below 0 is better."""
+    fixed: int
+    """Prompts flagged before, not after."""
+    broken: int
+    """Prompts not flagged before, flagged after."""
+    p_value: float
+    """McNemar's, exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResampledChange:
+    """How a flag rate changed, with several completions for some prompt: prompts are resampled."""
+
+    difference: float
+    """After minus before; below 0 is better."""
+    low: float
+    """Of the 95% interval of `difference`."""
+    high: float
+    p_value: float
+    """By exchanging before and after at random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +211,7 @@ def change(
     after: Sequence[Completion],
     flagged_before: Collection[Key],
     flagged_after: Collection[Key],
-) -> dict[str, float | None]:
+) -> CountedChange | ResampledChange:
     """Return how a flag rate changed, and whether by more than chance.
 
     One sample per prompt: counts and p of `mcnemar`; several: interval and p of `paired_change`.
@@ -192,14 +226,8 @@ def change(
     if all(len(flags) == 1 for side in sides for flags in side.values()):
         paired = mcnemar({k: v[0] for k, v in old.items()}, {k: v[0] for k, v in new.items()})
         difference = (paired.broken - paired.fixed) / max(len(old.keys() & new.keys()), 1)
-        return {"difference": difference, **paired._asdict()}
-    moved = paired_change(old, new)
-    return {
-        "difference": moved.difference,
-        "low": moved.low,
-        "high": moved.high,
-        "p_value": moved.p,
-    }
+        return CountedChange(difference, *paired)
+    return ResampledChange(*paired_change(old, new))
 
 
 def similarity(before_texts: Sequence[str], after_texts: Sequence[str]) -> Similarity:

@@ -58,10 +58,10 @@ def accept(name: str, *, run: str = BY_HAND) -> str:
             output("git", "tag", tag(name), commit)  # a kill came between commit and tag
             return tag(name)
         _refuse_unfit(name)
-        gate = listed.read_metrics(name)["gate"]
-        if not gate["passed"]:
+        gate = listed.read_metrics(name).gate
+        if not gate.passed:
             raise ValueError(
-                f"The round {name!r} failed its gate: {gate['reasons']}. Change its params or "
+                f"The round {name!r} failed its gate: {gate.reasons}. Change its params or "
                 "prompts and train it again."
             )
         _settle(name, "accepted", f"Accept round {name}", run=run)
@@ -197,9 +197,9 @@ def _refuse_unfit(name: str) -> None:
 
 def _settle(name: str, given: Verdict, subject: str, *, run: str, reason: str = "") -> None:
     """Freeze a round and commit the verdict on it."""
-    learned = listed.read_metrics(name)["learned"]
+    learned = listed.read_metrics(name).learned
     body = "; ".join(
-        f"{detector}: {change['before']['rate']:.1%} -> {change['after']['rate']:.1%}"
+        f"{detector}: {change.before.rate:.1%} -> {change.after.rate:.1%}"
         for detector, change in learned.items()
     )
     with restored_on_failure():

@@ -6,14 +6,14 @@ import contextlib
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml.comments import CommentedMap
 
 from tnt.core import records
-from tnt.core.artifacts import read_json
 from tnt.core.params import edited
 from tnt.core.records import PromptFiles
+from tnt.evaluation import round_metrics
+from tnt.evaluation.round_metrics import RoundMetrics
 from tnt.project import checks, layout, sections
 from tnt.project.sections import Project
 from tnt.rounds.programs import alone, output
@@ -125,7 +125,7 @@ def prune(*, cache: bool = False) -> list[Path]:
     return deleted
 
 
-def read_metrics(name: str) -> dict[str, Any]:
+def read_metrics(name: str) -> RoundMetrics:
     """Return a round's metrics.
 
     Raises:
@@ -134,7 +134,7 @@ def read_metrics(name: str) -> dict[str, Any]:
     path = layout.metrics(name)
     if not path.is_file():
         raise ValueError(f"{path} does not exist: {name!r} is not evaluated. Run `dvc repro`.")
-    return read_json(path, "learned", "sets", "gate")
+    return round_metrics.read(path)
 
 
 def refuse_unknown(name: str, loaded: Project) -> None:

@@ -227,13 +227,13 @@ def _judge(name: str, run: str) -> str:
         GateFailed: It was rejected by its gate.
     """
     metrics = listed.read_metrics(name)
-    if not metrics["gate"]["passed"]:
-        reasons = metrics["gate"]["reasons"]
+    if not metrics.gate.passed:
+        reasons = metrics.gate.reasons
         ledger.reject(name, reasons, run=run)
         raise GateFailed(f"The round {name!r} failed its gate: {reasons}.")
     counts = {
-        detector: (change["before"]["flagged"], change["after"]["flagged"])
-        for detector, change in metrics["learned"].items()
+        detector: (change.before.flagged, change.after.flagged)
+        for detector, change in metrics.learned.items()
     }
     if all(after >= before for before, after in counts.values()):
         said = ", ".join(f"{d} {before} -> {after}" for d, (before, after) in counts.items())

@@ -8,9 +8,9 @@ Measures the round's own detectors and its ancestors', how much else moved, and 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from tnt.core.records import BASE, Completion, Prompt
 from tnt.core.validation import Expected, Suite
 from tnt.detectors import pinned, running
 from tnt.detectors.pinned import DetectorsParams
-from tnt.evaluation import gate, metrics
+from tnt.evaluation import gate, round_metrics
 from tnt.evaluation.measures import SIDES, changes, divergences, key_of, quality, similarity
 from tnt.evaluation.params import GateParams
+from tnt.evaluation.round_metrics import Gate, Qualities, RoundMetrics, SetMetrics
 from tnt.masks.params import MaskParams
 from tnt.models import RuntimeParams
 
@@ -84,16 +85,11 @@ def evaluate(
     first_round = base_completions_path == parent_completions_path
     flags["base"] = flags["before"] if first_round else running.find_flags(found, base)
     names = sorted({c.prompt_set for c in before})
-    report: dict[str, Any] = {
-        "round": own_model_path.name,
-        "parent": parent_model_path.name,
-        "learned": changes(
-            found,
-            [[c for c in side if c.prompt_set in params.learned] for side in sides.values()],
-            flags,
-        ),
-        "sets": {},
-    }
+    learned = changes(
+        found,
+        [[c for c in side if c.prompt_set in params.learned] for side in sides.values()],
+        flags,
+    )
     own_flags = {key_of(f) for f in flags["before"] if f.detector in params.own}
     device = models.use(params.runtime)
     updated = models.load(own_model_path, device=device)
@@ -114,24 +110,28 @@ def evaluate(
         del original
         first = models.load(base_model_path, device=device)
         from_base = divergences_from(first, completions=base, flags=flags["base"], name=BASE)
+    sets = {}
     for name in names:
         of_set = [[c for c in side if c.prompt_set == name] for side in (base, before, after)]
-        report["sets"][name] = {
-            "detectors": changes(found, of_set, flags),
-            **similarity(of_set[1], of_set[2], own_flags),
-            "divergence": moved[name],
-            "divergence_from_base": from_base[name],
-            "quality": {
-                side: quality(completions, references)
-                for side, completions in zip(SIDES, of_set, strict=True)
-            },
-        }
-    report = metrics.rounded(report)
-    validation.validate(metrics_suite(report), metrics_path)
-    reasons = gate.judge(report, params.gate, params.inherited)
-    report["gate"] = {"passed": not reasons, "reasons": "; ".join(reasons)}
-    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-    artifacts.write_text(text, metrics_path)
+        unchanged, alike, alike_clean = similarity(of_set[1], of_set[2], own_flags)
+        sets[name] = SetMetrics(
+            detectors=changes(found, of_set, flags),
+            clean_unchanged=unchanged,
+            similarity=alike,
+            similarity_clean=alike_clean,
+            divergence=moved[name],
+            divergence_from_base=from_base[name],
+            quality=Qualities(*(quality(completions, references) for completions in of_set)),
+        )
+    measured = round_metrics.rounded(
+        RoundMetrics(
+            round=own_model_path.name, parent=parent_model_path.name, learned=learned, sets=sets
+        )
+    )
+    validation.validate(metrics_suite(asdict(measured)), metrics_path)
+    reasons = gate.judge(measured, params.gate, params.inherited)
+    measured = replace(measured, gate=Gate(passed=not reasons, reasons="; ".join(reasons)))
+    round_metrics.write(measured, metrics_path)
 
 
 def metrics_suite(report: Mapping[str, Any]) -> Suite:
