@@ -24,14 +24,15 @@ from tnt.core.command import command
 from tnt.core.expected import one_of, suite, true, unique
 from tnt.core.params import STRICT
 from tnt.core.records import BASE, Completion, Split
+from tnt.core.tables import as_csv, read_numbers
 from tnt.core.validation import Expected, Suite
 from tnt.detectors import pinned, redaction, running
 from tnt.detectors.pinned import DetectorsParams
 from tnt.evaluation import metrics
 from tnt.report import examples, probe, provenance, site
 from tnt.report.comparison import (
+    COLUMNS,
     MEASURED,
-    as_csv,
     latest_round,
     learned,
     learned_from,
@@ -114,7 +115,7 @@ def compare(
                 "detectors": params.trained[name],
                 "learned": params.obeyed[name]["evaluate"]["learned"],
                 "metrics": measured[name],
-                "training": provenance.training(rounds_path / name / "training.csv"),
+                "training": read_numbers(rounds_path / name / "training.csv")[1],
             }
             for name, parent in params.rounds.items()
         ],
@@ -132,7 +133,7 @@ def compare(
         "hashes": provenance.hashes(folders),
     }
     site.write(pages, metrics.rounded(data), report_path)
-    table = as_csv(rows)
+    table = as_csv(rows, COLUMNS)
     artifacts.write_text(table, report_path / "rounds.csv")
     artifacts.write_text(table, table_path)
     latest = latest_round(rows, measured, params.rounds, probed)
