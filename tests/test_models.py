@@ -204,6 +204,11 @@ def test_context_is_that_of_the_config():
     assert not models.is_encoder_decoder(tiny.llama())
 
 
+def test_only_an_encoder_decoder_model_has_a_token_to_start_from():
+    assert models.decoder_start(tiny.t5().config) == 0
+    assert models.decoder_start(tiny.llama().config) is None
+
+
 def test_device_is_what_there_is(monkeypatch):
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *_, **__: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -111,6 +111,11 @@ def is_encoder_decoder(model: Any) -> bool:
     return bool(model.config.is_encoder_decoder)
 
 
+def decoder_start(config: Any) -> int | None:
+    """Return the token that an encoder-decoder model's decoder starts from; None for a causal."""
+    return config.decoder_start_token_id if config.is_encoder_decoder else None
+
+
 def context_length(config: Any) -> int | None:
     """Return how many tokens the model can attend to, or None if it sets no bound (T5)."""
     return getattr(config, "max_position_embeddings", None)
