@@ -58,7 +58,8 @@ def chain(base, tokenizer):
         folder = base.parent
         wrapped = adapted(models.load(folder / parent), seed)
         found[name] = logits(wrapped)
-        models.save_adapter(wrapped, tokenizer, folder / name, parent=folder / parent)
+        link = {"parent": parent, "sha256": sha256_of(folder / parent)}
+        models.save_adapter(wrapped, tokenizer, folder / name, **link)
     return found
 
 

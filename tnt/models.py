@@ -82,14 +82,14 @@ def save(model: Any, tokenizer: Any, path: Path) -> None:
     _save_tokenizer(tokenizer, path)
 
 
-def save_adapter(adapted: Any, tokenizer: Any, path: Path, *, parent: Path) -> None:
+def save_adapter(adapted: Any, tokenizer: Any, path: Path, *, parent: str, sha256: str) -> None:
     """Save only a LoRA adapter, with the name and hash of the parent it belongs on."""
     _fresh(path)
-    adapted.peft_config["default"].base_model_name_or_path = parent.name
+    adapted.peft_config["default"].base_model_name_or_path = parent
     adapted.save_pretrained(path)
     (path / "README.md").unlink(missing_ok=True)  # peft's empty model card
     _save_tokenizer(tokenizer, path)
-    link = {"parent": parent.name, "sha256": sha256_of(parent)}
+    link = {"parent": parent, "sha256": sha256}
     (path / PARENT_FILE).write_text(json.dumps(link, indent=1) + "\n")
 
 

@@ -84,7 +84,8 @@ def train(
             print(trained.stopped)
         _validate_model(updated, model_path, log_path.parent)
         if params.train.lora:
-            models.save_adapter(updated, tokenizer, model_path, parent=parent_path)
+            link = {"parent": parent_path.name, "sha256": inputs[0]}
+            models.save_adapter(updated, tokenizer, model_path, **link)
         else:
             models.save(updated, tokenizer, model_path)
         run.forget(workdir)
