@@ -19,7 +19,6 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from tnt.core import artifacts, validation
-from tnt.core.artifacts import foreign
 from tnt.core.command import command
 from tnt.core.expected import one_of, suite, true, unique
 from tnt.core.params import STRICT
@@ -70,7 +69,7 @@ def compare(
     params: CompareParams,
 ) -> None:
     """Write the report, the latest round's metrics, and the table of all models."""
-    _refuse_unlisted(params, evaluations_path, rounds_path)
+    artifacts.refuse_foreign((evaluations_path, rounds_path), params.rounds)
     models = [BASE, *params.rounds]
     completions = {
         name: artifacts.read(evaluations_path / name / "completions.parquet", Completion)
@@ -138,15 +137,6 @@ def compare(
     artifacts.write_text(table, table_path)
     latest = latest_round(rows, measured, params.rounds, probed)
     artifacts.write_text(json.dumps(latest, indent=1, ensure_ascii=False) + "\n", metrics_path)
-
-
-def _refuse_unlisted(params: CompareParams, *folders: Path) -> None:
-    """Raise if there is data of a round that params.yaml does not list."""
-    for path in foreign(folders, params.rounds):
-        raise ValueError(
-            f"{path} belongs to no round in params.yaml. `tnt rounds prune` deletes it; the cache "
-            "keeps what was in it."
-        )
 
 
 def comparison_suite(rows: Sequence[Mapping[str, Any]], learned: Mapping[str, set[str]]) -> Suite:
