@@ -43,6 +43,10 @@ class SamplingParams:
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples above 1 are all the same at temperature 0; set a temperature")
 
+    def chosen(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Return the prompts that are to be answered, at most `max_prompts` of each."""
+        return choose(prompts, self.max_prompts)
+
     def limit(self, prompt_set: str) -> int:
         """Return `max_new_tokens` for a prompt set.
 
@@ -67,14 +71,15 @@ def complete(
     Args:
         model: A causal or encoder-decoder model in evaluation mode.
         tokenizer: Its tokenizer.
-        prompts: Their `prompt_ids` are fed as they are.
+        prompts: Those to be answered, all of them, in whatever order; their `prompt_ids` are fed
+            as they are.
         params: How to draw.
         name: Stored as `Completion.model`.
 
     Raises:
         ValueError: A prompt and `max_new_tokens` together exceed the model's context.
     """
-    prompts = choose(prompts, params.max_prompts)
+    prompts = choose(prompts, None)  # one order, so that batches are the same
     refuse_long(prompts, model.config, params)
     torch.manual_seed(params.seed)
     completions: list[Completion] = []

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tnt import detectors, models, prompts
-from tnt.core import artifacts, hashes, records, validation
+from tnt.core import artifacts, records, validation
 from tnt.core.artifacts import R
 from tnt.core.records import Completion, Flag, Mask, Prompt, Split
 from tnt.core.tables import read_numbers
@@ -129,7 +129,7 @@ def _completions(
     config = AutoConfig.from_pretrained(base).get_text_config()
     return generate.completions_suite(
         rows,
-        hashes.choose(asked, sampling.max_prompts),
+        sampling.chosen(asked),
         [decode(tokenizer, row.completion_ids) for row in rows],
         model=model,
         samples=sampling.samples,
