@@ -58,7 +58,8 @@ def chain(base, tokenizer):
         folder = base.parent
         wrapped = adapted(models.load(folder / parent), seed)
         found[name] = logits(wrapped)
-        models.save_adapter(wrapped, tokenizer, folder / name, parent=folder / parent)
+        link = {"parent": parent, "sha256": sha256_of(folder / parent)}
+        models.save_adapter(wrapped, tokenizer, folder / name, **link)
     return found
 
 
@@ -202,6 +203,11 @@ def test_context_is_that_of_the_config():
     assert models.context_length(tiny.t5().config) is None
     assert models.is_encoder_decoder(tiny.t5())
     assert not models.is_encoder_decoder(tiny.llama())
+
+
+def test_only_an_encoder_decoder_model_has_a_token_to_start_from():
+    assert models.decoder_start(tiny.t5().config) == 0
+    assert models.decoder_start(tiny.llama().config) is None
 
 
 def test_device_is_what_there_is(monkeypatch):

@@ -129,7 +129,14 @@ def test_max_prompts_counts_each_set_and_none_is_all():
     prompts = [prompt(i, prompt_set=name) for name in ("a", "b") for i in range(5)]
     assert [p.prompt_set for p in choose(prompts, 3)] == ["a"] * 3 + ["b"] * 3
     assert len(choose(prompts, None)) == 10
-    assert len(drawn(tiny.llama(), prompts, max_prompts=2)) == 4
+    assert params(max_prompts=2).chosen(prompts) == choose(prompts, 2)
+    assert params().chosen(prompts) == choose(prompts, None)
+    assert len(drawn(tiny.llama(), params(max_prompts=2).chosen(prompts))) == 4
+
+
+def test_all_prompts_that_are_given_are_answered():
+    prompts = [prompt(i) for i in range(5)]
+    assert len(drawn(tiny.llama(), prompts, max_prompts=2)) == 5
 
 
 def test_several_samples_need_a_temperature():

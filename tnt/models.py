@@ -81,14 +81,14 @@ def save(model: Any, tokenizer: Any, path: Path) -> None:
     _save_tokenizer(tokenizer, path)
 
 
-def save_adapter(adapted: Any, tokenizer: Any, path: Path, *, parent: Path) -> None:
+def save_adapter(adapted: Any, tokenizer: Any, path: Path, *, parent: str, sha256: str) -> None:
     """Save only a LoRA adapter, with the name and hash of the parent it belongs on."""
     _fresh(path)
-    adapted.peft_config["default"].base_model_name_or_path = parent.name
+    adapted.peft_config["default"].base_model_name_or_path = parent
     adapted.save_pretrained(path)
     (path / "README.md").unlink(missing_ok=True)  # peft's empty model card
     _save_tokenizer(tokenizer, path)
-    link = {"parent": parent.name, "sha256": sha256_of(parent)}
+    link = {"parent": parent, "sha256": sha256}
     (path / PARENT_FILE).write_text(json.dumps(link, indent=1) + "\n")
 
 
@@ -108,6 +108,11 @@ def copy_parent(parent: Path, path: Path) -> None:
 def is_encoder_decoder(model: Any) -> bool:
     """Whether the prompt goes to an encoder (T5) rather than before the completion (causal)."""
     return bool(model.config.is_encoder_decoder)
+
+
+def decoder_start(config: Any) -> int | None:
+    """Return the token that an encoder-decoder model's decoder starts from; None for a causal."""
+    return config.decoder_start_token_id if config.is_encoder_decoder else None
 
 
 def context_length(config: Any) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
+from tnt.core import jsonl
 from tnt.core.errors import did_you_mean, shortened
 from tnt.core.hashes import normalised
 from tnt.core.params import STRICT, Share
@@ -18,7 +19,8 @@ from tnt.core.records import Prompt, Split
 
 FIELDS = ("id", "input", "reference")
 LONGEST = 1_000_000
-"""Characters of a line. Many more take minutes to tokenise, only to exceed any context."""
+"""Characters of a line as `line_of` writes it. Many more take minutes to tokenise, only to exceed
+any context."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -68,28 +70,49 @@ def read_file(path: Path) -> list[RawPrompt]:
         ValueError: The file is missing or empty, or a line is broken, incomplete or a duplicate;
             names the file, the line, what is wrong and what to do.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold U+2028 unescaped
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist. Create it or correct its name.") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}). Convert it.") from error
     rows: dict[str, RawPrompt] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if len(line) > LONGEST:
-            raise ValueError(
-                f"{path}, line {number} has {len(line):,} characters. No prompt may have more than "
-                f"{LONGEST:,}: shorten it."
-            )
-        row = _parse_line(line, f"{path}, line {number}")
+    for where, values in jsonl.rows(jsonl.read_text(path), str(path), private=False):
+        row = parse_row(values, where)
         if row.id in rows:
-            raise ValueError(f"{path}, line {number}: the id {row.id!r} occurs twice. Rename one.")
+            raise ValueError(f"{where}: the id {row.id!r} occurs twice. Rename one.")
         rows[row.id] = row
     if not rows:
         raise ValueError(f"{path} holds no prompt. Add one JSON object a line, or do not list it.")
     return list(rows.values())
+
+
+def parse_row(values: Mapping[str, Any], where: str) -> RawPrompt:
+    """Return the prompt that a line of a prompt file, or a row that is to become one, holds.
+
+    Raises:
+        ValueError: A field is unknown, missing or no text, or the line is too long.
+    """
+    for key in values:
+        if key not in FIELDS:
+            raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, FIELDS)}")
+    for key in ("id", "input"):
+        value = values.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(
+                f"{where}: {key!r} is {shortened(value)}. It must be a text that is not empty."
+            )
+    if not isinstance(values.get("reference"), str | None):
+        seen = shortened(values["reference"])
+        raise ValueError(f"{where}: 'reference' is {seen}. It must be a text.")
+    row = RawPrompt(values["id"], values["input"], values.get("reference"))
+    if (length := len(line_of(row))) > LONGEST:
+        raise ValueError(
+            f"{where} has {length:,} characters. No prompt may have more than {LONGEST:,}: "
+            "shorten it."
+        )
+    return row
+
+
+def line_of(row: RawPrompt) -> str:
+    """Return a prompt as its line in a file."""
+    values = {name: getattr(row, name) for name in FIELDS}
+    held = {name: value for name, value in values.items() if value is not None}
+    return json.dumps(held, ensure_ascii=False)
 
 
 def split_of(text: str, shares: Shares) -> Split:
@@ -145,35 +168,3 @@ def read_sets(files: Mapping[str, Iterable[Path]]) -> Iterator[tuple[str, RawPro
                     )
                 seen[row.id] = path.name
                 yield prompt_set, row
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise ValueError(f"a key occurs twice among {[key for key, _ in pairs]}")
-    return row
-
-
-def _parse_line(line: str, where: str) -> RawPrompt:
-    try:
-        row = json.loads(line, object_pairs_hook=_no_duplicates)
-        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{where} is not JSON ({error}): {line[:60]!r}. Correct the line."
-        ) from None
-    if not isinstance(row, dict):
-        raise ValueError(f'{where} is {line[:60]!r}, not a JSON object. Write {{"id": ..., ...}}.')
-    for key in row:
-        if key not in FIELDS:
-            raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, FIELDS)}")
-    for key in ("id", "input"):
-        value = row.get(key)
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(
-                f"{where}: {key!r} is {shortened(value)}. It must be a text that is not empty."
-            )
-    if not isinstance(row.get("reference"), str | None):
-        seen = shortened(row["reference"])
-        raise ValueError(f"{where}: 'reference' is {seen}. It must be a text.")
-    return RawPrompt(row["id"], row["input"], row.get("reference"))

@@ -42,6 +42,10 @@ class SamplingParams:
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples above 1 are all the same at temperature 0; set a temperature")
 
+    def chosen(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Return the prompts that are to be answered, at most `max_prompts` of each."""
+        return choose(prompts, self.max_prompts)
+
     def limit(self, prompt_set: str) -> int:
         """Return `max_new_tokens` for a prompt set.
 
@@ -66,7 +70,8 @@ def complete(
     Args:
         model: A causal or encoder-decoder model in evaluation mode.
         tokenizer: Its tokenizer.
-        prompts: Their `prompt_ids` are fed as they are.
+        prompts: Those to be answered, all of them, in whatever order; their `prompt_ids` are fed
+            as they are.
         params: How to draw.
         name: Stored as `Completion.model`.
 
@@ -76,7 +81,7 @@ def complete(
     import torch
     from tqdm import tqdm
 
-    prompts = choose(prompts, params.max_prompts)
+    prompts = choose(prompts, None)  # one order, so that batches are the same
     refuse_long(prompts, model.config, params)
     torch.manual_seed(params.seed)
     completions: list[Completion] = []

@@ -161,3 +161,12 @@ def test_hash_of_a_folder_is_that_of_names_and_contents(tmp_path):
 def test_hash_of_nothing_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="gone does not exist"):
         hashes.sha256_of(tmp_path / "gone")
+
+
+def test_data_of_a_round_that_is_not_listed_is_refused(tmp_path):
+    for name in ("base", "r1", "r2"):
+        artifacts.write_text("", tmp_path / "models" / name / "file")
+    (tmp_path / "models/empty").mkdir()
+    artifacts.refuse_foreign([tmp_path / "models", tmp_path / "none"], {"r1": "base", "r2": "r1"})
+    with pytest.raises(ValueError, match=r"models/r2 belongs .* lists \['r1'\]\).*prune"):
+        artifacts.refuse_foreign([tmp_path / "models"], ["r1"])

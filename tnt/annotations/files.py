@@ -29,7 +29,7 @@ from tnt.annotations.annotation import (
 from tnt.annotations.corrections import Corrections
 from tnt.annotations.label_studio import read_tasks
 from tnt.core.hashes import refuse_changed
-from tnt.core.jsonl import as_list, kind_of, parsed
+from tnt.core.jsonl import as_list, kind_of, parsed, read_text, rows
 
 
 def read_annotations(path: Path) -> list[Annotation]:
@@ -40,12 +40,7 @@ def read_annotations(path: Path) -> list[Annotation]:
             characters that are not there, or two disagree about one text; names the
             file, the line or task and the remedy, never the text, which may be private.
     """
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist. Create it or correct its name.") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}). Convert it.") from error
+    content = read_text(path)
     if content.lstrip().startswith("["):
         found = read_tasks(parsed(content, str(path)), path)
     else:
@@ -87,13 +82,7 @@ def read_corrections(pinned: Mapping[str, str]) -> Corrections:
 
 def _json_lines(content: str, path: Path) -> Iterator[tuple[str, Annotation]]:
     """Yield where each annotation stands, and the annotation."""
-    for number, line in enumerate(content.split("\n"), start=1):  # JSON may hold U+2028 unescaped
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        row = parsed(line, where)
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} is {kind_of(row)}, not a JSON object. Correct the line.")
+    for where, row in rows(content, str(path), private=True):
         refuse_unknown_keys(row, FIELDS, where)
         identity = identity_of(row, where)
         if ("spans" in row) == ("corrected" in row):

@@ -6,15 +6,15 @@ paths hold the time they were made, so they are no output of a stage.
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from tnt import detectors, models, prompts
-from tnt.core import artifacts, hashes, records, validation
+from tnt.core import artifacts, records, validation
 from tnt.core.artifacts import R
 from tnt.core.records import Completion, Flag, Mask, Prompt, Split
+from tnt.core.tables import read_numbers
 from tnt.core.validation import Suite
 from tnt.detectors import redaction
 from tnt.models import decode
@@ -103,10 +103,8 @@ def suites(loaded: Project) -> Iterator[tuple[str, Suite]]:
             share = (expect.min_negative_share, expect.max_negative_share)
             yield f"{name}_masks", mask.masks_suite(masks, completions, flags, share)
         if (log := folder / "training.csv").is_file():
-            with log.open(encoding="utf-8", newline="") as file:
-                reader = csv.DictReader(file)
-                rows = [{k: float(v) if v else None for k, v in row.items()} for row in reader]
-            yield f"{name}_training", train.training_suite(rows, reader.fieldnames or [])
+            columns, rows = read_numbers(log)
+            yield f"{name}_training", train.training_suite(rows, columns)
         if (found := layout.metrics(name)).is_file():
             yield f"{name}_metrics", evaluate.metrics_suite(artifacts.read_json(found))
 
@@ -139,7 +137,7 @@ def _completions(
     config = AutoConfig.from_pretrained(base).get_text_config()
     return generate.completions_suite(
         rows,
-        hashes.choose(asked, sampling.max_prompts),
+        sampling.chosen(asked),
         [decode(tokenizer, row.completion_ids) for row in rows],
         model=model,
         samples=sampling.samples,

@@ -12,9 +12,7 @@ import datetime
 import gzip
 import hashlib
 import io
-import json
 import re
-import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +22,7 @@ from typing import Annotated, Any
 import typer
 
 from tnt import prompts
-from tnt.core import records
+from tnt.core import jsonl, records
 from tnt.core.artifacts import write_text
 from tnt.core.errors import did_you_mean, shortened
 from tnt.core.hashes import normalised
@@ -48,10 +46,6 @@ RESOLVED_FROM = (
     layout.CODE,
 )
 """What decides dvc.lock's entry of `resolve`, and dvc.lock itself."""
-
-Row = dict[str, Any] | str
-"""A row's values by column, or a line that is broken."""
-
 
 _QUERY = re.compile(r"\?[^\s?'\"]*=[^\s'\"]*")
 """Of an address; a ? without = is a glob's."""
@@ -149,7 +143,7 @@ def ingest(
         _refuse_long(new, loaded, prompt_set)
         path = None
         if new:
-            lines = [_line(_values(row)) + "\n" for row in new.values()]
+            lines = [prompts.line_of(row) + "\n" for row in new.values()]
             path = _keep("".join(lines), len(lines), prompt_set, shown, run)
         return Ingested(
             path=path,
@@ -218,28 +212,17 @@ def parse(files: Sequence[SourceFile]) -> Table:
         ValueError: A file is empty or damaged, a row breaks a rule, or two rows have the same id
             and different inputs; names the file and the line, or row.
     """
-    lines: list[str] = []
-    where: list[str] = []
-    ids: list[str] = []
-    taken: set[str] = set()
+    rows: dict[str, RawPrompt] = {}
     ignored: dict[str, None] = {}
     for file in files:
-        for place, row in _rows(file):
-            where.append(f"{file.name}, {place}")
-            values = row if isinstance(row, dict) else {}
+        empty = True
+        for where, values in _rows(file):
+            empty = False
             ignored |= dict.fromkeys(name for name in values if name not in FIELDS)
-            id_ = values.get("id")
-            ids.append(str(id_))
-            if id_ == ids[-1] in taken:  # fine for the same input, but not within a prompt file
-                values = {**values, "id": f"{id_}\n{len(lines)}"}
-            taken.add(ids[-1])
-            lines.append(_line(values) if isinstance(row, dict) else row)
-        if not where or not where[-1].startswith(f"{file.name}, "):
+            held = {name: values[name] for name in FIELDS if name in values}
+            rows[where] = prompts.parse_row(held, where)
+        if empty:
             raise ValueError(f"{file.name} holds no row. Add one, or leave the file out.")
-    rows = {
-        place: replace(row, id=id_)
-        for place, id_, row in zip(where, ids, _checked(lines, where), strict=True)
-    }
     first = _first_of_each(rows)
     return Table(first, len(rows) - len(first), tuple(ignored))
 
@@ -298,46 +281,28 @@ def _fetched(system: Any, path: str) -> SourceFile:
         raise ValueError(f"{name} is damaged or cut off ({error}). Make it again.") from error
 
 
-def _rows(file: SourceFile) -> Iterator[tuple[str, Row]]:
-    """Yield each row's place in a file and its values, or a broken line as it is."""
+def _rows(file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where each row of a file stands, and its values, with an id."""
     match _suffix(file.name):
         case ".parquet":
             rows = _parquet_rows(file)
         case ".csv":
             rows = _csv_rows(file)
         case _:
-            rows = _json_rows(file)
-    for place, row in rows:
-        if isinstance(row, dict):
-            if "input" not in row:
-                raise ValueError(
-                    f"{file.name}, {place} has no 'input', only {shortened([*row])}. Rename the "
-                    "column that holds the prompts' inputs."
-                )
-            if row.get("id") is None:
-                text = normalised(str(row["input"])).encode("utf-8", "surrogatepass")
-                row["id"] = hashlib.sha256(text).hexdigest()[:ID_DIGITS]
-        yield place, row
+            rows = jsonl.rows(_text(file), file.name, private=False)
+    for where, row in rows:
+        if "input" not in row:
+            raise ValueError(
+                f"{where} has no 'input', only {shortened([*row])}. Rename the column that holds "
+                "the prompts' inputs."
+            )
+        if row.get("id") is None:
+            text = normalised(str(row["input"])).encode()
+            row["id"] = hashlib.sha256(text).hexdigest()[:ID_DIGITS]
+        yield where, row
 
 
-def _json_rows(file: SourceFile) -> Iterator[tuple[str, Row]]:
-    for number, line in enumerate(re.split(r"\r\n?|\n", _text(file)), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line, object_pairs_hook=_unambiguous)
-            except (ValueError, RecursionError):  # prompts.read_file says what is wrong
-                row = line
-            yield f"line {number}", row if isinstance(row, dict) else line
-
-
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise ValueError("a key occurs twice")
-    return row
-
-
-def _csv_rows(file: SourceFile) -> Iterator[tuple[str, Row]]:
+def _csv_rows(file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a CSV file; an empty id or reference is none."""
     csv.field_size_limit(prompts.LONGEST)
     reader = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
@@ -345,7 +310,7 @@ def _csv_rows(file: SourceFile) -> Iterator[tuple[str, Row]]:
     before = 0
     try:
         for cells in reader:
-            place, before = f"line {before + 1}", reader.line_num
+            where, before = f"{file.name}, line {before + 1}", reader.line_num
             if not cells:
                 continue
             if not header:
@@ -354,18 +319,18 @@ def _csv_rows(file: SourceFile) -> Iterator[tuple[str, Row]]:
                 continue
             if len(cells) != len(header):
                 raise ValueError(
-                    f"{file.name}, {place} has {len(cells)} cells, but there are {len(header)} "
-                    f"columns: {shortened(cells)}. Quote cells that hold commas."
+                    f"{where} has {len(cells)} cells, but there are {len(header)} columns: "
+                    f"{shortened(cells)}. Quote cells that hold commas."
                 )
             row = dict(zip(header, cells, strict=True))
-            yield place, {k: v or None if k in ("id", "reference") else v for k, v in row.items()}
+            yield where, {k: v or None if k in ("id", "reference") else v for k, v in row.items()}
     except csv.Error as error:
         raise ValueError(
             f"{file.name}, line {before + 1} is not CSV ({error}). Correct its quotes."
         ) from error
 
 
-def _parquet_rows(file: SourceFile) -> Iterator[tuple[str, Row]]:
+def _parquet_rows(file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a Parquet file; of columns that are ignored, the names alone."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -389,7 +354,7 @@ def _parquet_rows(file: SourceFile) -> Iterator[tuple[str, Row]]:
         ) from error
     others = dict.fromkeys(name for name in names if name not in FIELDS)
     for number, row in enumerate(rows, start=1):
-        yield f"row {number}", row | others
+        yield f"{file.name}, row {number}", row | others
 
 
 def _refuse_twins(file: SourceFile, names: Sequence[str]) -> None:
@@ -399,39 +364,7 @@ def _refuse_twins(file: SourceFile, names: Sequence[str]) -> None:
 
 
 def _text(file: SourceFile) -> str:
-    try:
-        return file.content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file.name} is not UTF-8 ({error}). Convert it.") from error
-
-
-def _values(row: RawPrompt) -> dict[str, Any]:
-    return {"id": row.id, "input": row.input, "reference": row.reference}
-
-
-def _line(values: Mapping[str, Any]) -> str:
-    """Return a row as a line of a prompt file; what is no text stays something else than one."""
-    held = {key: values[key] for key in FIELDS if values.get(key) is not None}
-    line = json.dumps(held, ensure_ascii=False, default=lambda value: [str(value)])
-    try:
-        line.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which prompts.read_file refuses
-        line = json.dumps(held, default=lambda value: [str(value)])
-    return line
-
-
-def _checked(lines: Sequence[str], where: Sequence[str]) -> list[RawPrompt]:
-    """Return the prompts of the lines; one that breaks a rule is named by where it came from."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.jsonl"
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        try:
-            return prompts.read_file(path)
-        except ValueError as error:
-            found = re.fullmatch(rf"{re.escape(str(path))}, line (\d+)(.*)", str(error), re.DOTALL)
-            if found is None:
-                raise
-            raise ValueError(f"{where[int(found[1]) - 1]}{found[2]}") from None
+    return jsonl.decoded(file.content, file.name)
 
 
 def _first_of_each(rows: Mapping[str, RawPrompt]) -> dict[str, RawPrompt]:

@@ -94,27 +94,30 @@ def _estimate(stage: str, loaded: Project) -> float:
     kind, _, name = stage.partition("@")
     evaluated = _count(loaded, loaded.evaluate.prompts, loaded.evaluate.split)
     if kind.startswith("respond"):
-        return _tokens(evaluated, loaded.respond) * TOKEN_S
+        return _tokens(_answered(evaluated, loaded.respond), loaded.respond) * TOKEN_S
     if kind == "evaluate":
         compared = 1 if loaded.rounds[name].parent == records.BASE else 2
         rows = sum(min(n, loaded.evaluate.divergence_prompts) for n in evaluated.values())
         return rows * compared * DIVERGENCE_S
     if kind in ("generate", "train"):
         sampling = loaded.section(name, "generate")
-        counts = _count(loaded, loaded.rounds[name].prompts, "train")
+        asked = _count(loaded, loaded.rounds[name].prompts, "train")
+        counts = _answered(asked, sampling)
         if kind == "generate":
             return _tokens(counts, sampling) * TOKEN_S
-        rows = sum(min(n, sampling.max_prompts or n) for n in counts.values()) * sampling.samples
+        rows = sum(counts.values()) * sampling.samples
         return rows * loaded.section(name, "train").epochs * TRAINING_S
     return BASE_S if kind == "base" else SMALL_STAGE_S
 
 
+def _answered(counts: dict[str, int], sampling: SamplingParams) -> dict[str, int]:
+    """Return how many of so many prompts of each set are answered."""
+    return {name: min(count, sampling.max_prompts or count) for name, count in counts.items()}
+
+
 def _tokens(counts: dict[str, int], sampling: SamplingParams) -> int:
     """Return how many tokens are generated at most for so many prompts of each set."""
-    return sampling.samples * sum(
-        min(count, sampling.max_prompts or count) * sampling.limit(prompt_set)
-        for prompt_set, count in counts.items()
-    )
+    return sampling.samples * sum(n * sampling.limit(name) for name, n in counts.items())
 
 
 def _disk(stage: str, loaded: Project) -> float:

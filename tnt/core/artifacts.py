@@ -171,3 +171,13 @@ def foreign(folders: Iterable[Path], names: Iterable[str]) -> list[Path]:
         for path in folder.glob("*")
         if path.name not in owners and path.is_dir() and any(path.iterdir())
     )
+
+
+def refuse_foreign(folders: Iterable[Path], names: Iterable[str]) -> None:
+    """Raise if there is data of a round that is not in `names`, those that params.yaml lists."""
+    names = [*names]
+    for path in foreign(folders, names):
+        raise ValueError(
+            f"{path} belongs to no round in params.yaml (which lists {names}). `tnt rounds prune` "
+            "deletes such folders; the cache keeps what was in them."
+        )

@@ -28,9 +28,7 @@ def divergence(
 
     A model compared with itself gives exactly 0. Runs in float32.
     """
-    start_id = (
-        original.config.decoder_start_token_id if models.is_encoder_decoder(original) else None
-    )
+    start_id = models.decoder_start(original.config)
     sums = {"forward": 0.0, "reverse": 0.0, "mass": 0.0}
     kept = negatives = 0
     lengths = [len(m.prompt_ids) + len(m.completion_ids) for m in masks]

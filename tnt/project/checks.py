@@ -18,6 +18,9 @@ from tnt.project import layout, pins
 from tnt.project.sections import OVERRIDABLE, Project
 from tnt.sampling import SamplingParams
 
+OF_ROUNDS = (layout.MODELS, layout.ROUNDS, layout.EVALUATIONS)
+"""Where each round has a folder of its own."""
+
 
 def load(path: Path = layout.PARAMS) -> Project:
     """Return the project that params.yaml describes.
@@ -112,16 +115,12 @@ def _refuse_shared(learned: dict[str, str], measured: dict[str, str], name: str)
 
 def stray_folders(rounds: Mapping[str, Any]) -> list[Path]:
     """Return the data folders that belong to no listed round."""
-    return artifacts.foreign((layout.MODELS, layout.ROUNDS, layout.EVALUATIONS), rounds)
+    return artifacts.foreign(OF_ROUNDS, rounds)
 
 
 def refuse_stray_folders(rounds: Mapping[str, Any]) -> None:
     """Raise if a data folder belongs to no listed round."""
-    if stray := stray_folders(rounds):
-        raise ValueError(
-            f"{stray[0]} belongs to no round in {layout.PARAMS} (which lists {[*rounds]}). "
-            "`tnt rounds prune` deletes such folders; the cache keeps what was in them."
-        )
+    artifacts.refuse_foreign(OF_ROUNDS, rounds)
 
 
 def _refuse_round_names(rounds: Any, path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -164,12 +162,3 @@ def latest_round(
     if probed:
         summary["probe"] = {name: rate.rate for name, rate in probed.items()}
     return metrics.rounded(summary)
-
-
-def as_csv(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as rounds.csv holds them."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

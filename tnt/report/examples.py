@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import re
 from collections import Counter, defaultdict
@@ -13,6 +11,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from tnt.core.records import Completion, Flag
+from tnt.core.tables import as_csv
 
 KINDS = {
     "fixed": "flagged before the round, and no longer",
@@ -214,22 +213,19 @@ def embedded(examples: Sequence[Example], detectors: Sequence[str]) -> dict[str,
 
 def table(examples: Sequence[Example]) -> str:
     """Return the examples as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for e in examples:
-        writer.writerow(
-            [
-                e.prompt_id,
-                e.sample,
-                e.prompt_set,
-                e.kind,
-                e.input,
-                *("".join(piece.text for piece in side) for side in (e.before, e.after)),
-                *(", ".join(_detectors(side)) for side in (e.before, e.after)),
-            ]
-        )
-    return text.getvalue()
+    rows = (
+        [
+            e.prompt_id,
+            e.sample,
+            e.prompt_set,
+            e.kind,
+            e.input,
+            *("".join(piece.text for piece in side) for side in (e.before, e.after)),
+            *(", ".join(_detectors(side)) for side in (e.before, e.after)),
+        ]
+        for e in examples
+    )
+    return as_csv((dict(zip(COLUMNS, row, strict=True)) for row in rows), COLUMNS)
 
 
 def _detectors(pieces: Sequence[Piece]) -> list[str]:

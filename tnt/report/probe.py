@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tnt.core import jsonl
 from tnt.core.errors import shortened
 from tnt.core.hashes import refuse_changed
 from tnt.core.records import Completion
@@ -30,31 +31,20 @@ def read(pinned: Mapping[str, str]) -> Labels:
     labels: Labels = {}
     refuse_changed(pinned)
     for name in pinned:
-        try:
-            lines = Path(name).read_text(encoding="utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{name} is not UTF-8 ({error}). Convert it.") from error
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
+        for where, line in jsonl.lines(jsonl.read_text(Path(name)), name):
             try:
                 row = json.loads(line)
                 prompt_id, text, flag = row["prompt_id"], row["text"], row["flag"]
-            except (
-                ValueError,
-                KeyError,
-                TypeError,
-                RecursionError,
-            ) as error:  # its text stays here
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
-                    f"{name}, line {number} is no label ({type(error).__name__}: {error}). Write "
+                    f"{where} is no label ({type(error).__name__}: {error}). Write "
                     '{"prompt_id": ..., "text": ..., "flag": true or false}.'
                 ) from None
             if not isinstance(flag, bool):
                 seen = shortened(flag)
-                raise ValueError(f"{name}, line {number}: flag is {seen}. Write true or false.")
+                raise ValueError(f"{where}: flag is {seen}. Write true or false.")
             if labels.get((str(prompt_id), str(text)), flag) != flag:
-                raise ValueError(f"{name}, line {number} contradicts an earlier label. Keep one.")
+                raise ValueError(f"{where} contradicts an earlier label. Keep one.")
             labels[str(prompt_id), str(text)] = flag
     return labels
 

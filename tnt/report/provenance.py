@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,27 +57,6 @@ def hashes(folders: Sequence[Path]) -> list[dict[str, str]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(".")
     ]
-
-
-def training(path: Path) -> list[dict[str, float | None]]:
-    """Return the rows of a training.csv; None where a step did not measure something.
-
-    Raises:
-        ValueError: The file is missing, or a value in it is no number.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist. Run `dvc repro`, which makes it.")
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [
-                {name: float(value) if value else None for name, value in row.items()}
-                for row in csv.DictReader(file)
-            ]
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a readable table ({error}). Delete it and run `dvc repro`, which makes "
-            "it again."
-        ) from error
 
 
 def flat(value: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

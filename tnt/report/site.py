@@ -6,8 +6,6 @@ what it adds: run times, revision, environment, experiments.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tnt.core.artifacts import write_text
+from tnt.core.tables import as_csv
 from tnt.report import charts, examples, pages, provenance, words
 from tnt.report.examples import Example
 
@@ -59,8 +58,8 @@ def write(rounds: Sequence[RoundPage], data: Mapping[str, Any], folder: Path) ->
         write_text(html, folder / f"{page.name}.html")
         write_text(examples.table(page.examples), folder / f"{page.name}.csv")
     write_index(data, folder)
-    write_text(_csv(flag_rates(data)), folder / "flag_rates.csv")
-    write_text(_csv(similarity(data)), folder / "similarity.csv")
+    for name, rows in (("flag_rates", flag_rates(data)), ("similarity", similarity(data))):
+        write_text(as_csv(rows, rows[0]) if rows else "", folder / f"{name}.csv")
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(text + "\n", folder / DATA)
 
@@ -203,12 +202,3 @@ def _written(
     assert size is not None
     width, height = (round(float(number)) for number in size.groups())
     return {**files, "title": title, "alt": alt, "width": width, "height": height}
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue()

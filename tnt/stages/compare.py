@@ -19,19 +19,19 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from tnt.core import artifacts, validation
-from tnt.core.artifacts import foreign
 from tnt.core.command import command
 from tnt.core.expected import one_of, suite, true, unique
 from tnt.core.params import STRICT
 from tnt.core.records import BASE, Completion, Split
+from tnt.core.tables import as_csv, read_numbers
 from tnt.core.validation import Expected, Suite
 from tnt.detectors import pinned, redaction, running
 from tnt.detectors.pinned import DetectorsParams
 from tnt.evaluation import metrics
 from tnt.report import examples, probe, provenance, site
 from tnt.report.comparison import (
+    COLUMNS,
     MEASURED,
-    as_csv,
     latest_round,
     learned,
     learned_from,
@@ -69,7 +69,7 @@ def compare(
     params: CompareParams,
 ) -> None:
     """Write the report, the latest round's metrics, and the table of all models."""
-    _refuse_unlisted(params, evaluations_path, rounds_path)
+    artifacts.refuse_foreign((evaluations_path, rounds_path), params.rounds)
     models = [BASE, *params.rounds]
     completions = {
         name: artifacts.read(evaluations_path / name / "completions.parquet", Completion)
@@ -114,7 +114,7 @@ def compare(
                 "detectors": params.trained[name],
                 "learned": params.obeyed[name]["evaluate"]["learned"],
                 "metrics": measured[name],
-                "training": provenance.training(rounds_path / name / "training.csv"),
+                "training": read_numbers(rounds_path / name / "training.csv")[1],
             }
             for name, parent in params.rounds.items()
         ],
@@ -132,20 +132,11 @@ def compare(
         "hashes": provenance.hashes(folders),
     }
     site.write(pages, metrics.rounded(data), report_path)
-    table = as_csv(rows)
+    table = as_csv(rows, COLUMNS)
     artifacts.write_text(table, report_path / "rounds.csv")
     artifacts.write_text(table, table_path)
     latest = latest_round(rows, measured, params.rounds, probed)
     artifacts.write_text(json.dumps(latest, indent=1, ensure_ascii=False) + "\n", metrics_path)
-
-
-def _refuse_unlisted(params: CompareParams, *folders: Path) -> None:
-    """Raise if there is data of a round that params.yaml does not list."""
-    for path in foreign(folders, params.rounds):
-        raise ValueError(
-            f"{path} belongs to no round in params.yaml. `tnt rounds prune` deletes it; the cache "
-            "keeps what was in it."
-        )
 
 
 def comparison_suite(rows: Sequence[Mapping[str, Any]], learned: Mapping[str, set[str]]) -> Suite:

@@ -18,7 +18,6 @@ from tnt import models, sampling
 from tnt.core import artifacts, validation
 from tnt.core.command import command
 from tnt.core.expected import ROUND_OFF, between, one_of, suite, true, unique
-from tnt.core.hashes import choose
 from tnt.core.params import STRICT, Share
 from tnt.core.records import Completion, Prompt
 from tnt.core.validation import Expected, Suite
@@ -45,12 +44,11 @@ def generate(
     model = models.load(model_path, device=device)
     models.refuse_unknown(model, ((p.prompt_id, p.prompt_ids) for p in prompts))
     tokenizer = models.load_tokenizer(model_path)
-    completions = sampling.complete(
-        model, tokenizer, prompts, params.sampling, name=model_path.name
-    )
+    asked = params.sampling.chosen(prompts)
+    completions = sampling.complete(model, tokenizer, asked, params.sampling, name=model_path.name)
     suite = completions_suite(
         completions,
-        choose(prompts, params.sampling.max_prompts),
+        asked,
         [decode(tokenizer, c.completion_ids) for c in completions],
         model=model_path.name,
         samples=params.sampling.samples,

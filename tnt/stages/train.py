@@ -9,8 +9,6 @@ Killed and run again, it continues from its last checkpoint in `work/` and ends 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -26,6 +24,7 @@ from tnt.core.expected import FINITE, SHARE, SHARES, number, suite, true
 from tnt.core.imports import closure
 from tnt.core.params import STRICT
 from tnt.core.records import Mask, Prompt
+from tnt.core.tables import as_csv
 from tnt.core.validation import Expected, Suite
 from tnt.models import RuntimeParams
 from tnt.training import run
@@ -85,30 +84,23 @@ def train(
             print(trained.stopped)
         _validate_model(updated, model_path, log_path.parent)
         if params.train.lora:
-            models.save_adapter(updated, tokenizer, model_path, parent=parent_path)
+            link = {"parent": parent_path.name, "sha256": inputs[0]}
+            models.save_adapter(updated, tokenizer, model_path, **link)
         else:
             models.save(updated, tokenizer, model_path)
         run.forget(workdir)
     rows = [asdict(log) for log in logs]
-    suite = training_suite(rows, [field.name for field in fields(StepLog)])
+    columns = [field.name for field in fields(StepLog)]
+    suite = training_suite(rows, columns)
     validation.validate(suite, log_path)
-    artifacts.write_text(_csv(logs), log_path)
+    rounded = ({k: None if v is None else round(v, 6) for k, v in row.items()} for row in rows)
+    artifacts.write_text(as_csv(rounded, columns), log_path)
 
 
 def _validate_model(model: Any, path: Path, folder: Path) -> None:
     """Check the weights; the result goes where `compare` finds it."""
     weights = ((name, bool(w.isfinite().all())) for name, w in model.named_parameters())
     validation.validate(model_suite(weights), path, folder)
-
-
-def _csv(logs: list[StepLog]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(StepLog)], lineterminator="\n")
-    writer.writeheader()
-    for log in logs:
-        values = asdict(log).items()
-        writer.writerow({name: None if v is None else round(v, 6) for name, v in values})
-    return text.getvalue()
 
 
 def training_suite(rows: Sequence[Mapping[str, float | None]], columns: Sequence[str]) -> Suite:

@@ -131,7 +131,7 @@ def _run(
     model: Any, rows: Sequence[Mask], batches: Sequence[Sequence[int]], autocast: Autocast
 ) -> Tensor:
     """Return the hidden states of the completions' tokens, batch after batch, [N, d] float32."""
-    start_id = model.config.decoder_start_token_id if models.is_encoder_decoder(model) else None
+    start_id = models.decoder_start(model.config)
     width = model.get_output_embeddings().weight.shape[1]
     found = [torch.zeros(0, width)]
     total = sum(map(len, batches))

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
+from tnt import models
 from tnt.core.records import Mask
 from tnt.losses.batches import Batch, collate
 from tnt.losses.heads import completion_hidden, completion_logits, head_of
@@ -268,7 +269,7 @@ def _running_original(frozen: Any | None, trained: Any, autocast: Autocast) -> O
 
 def _refuse_other_head(model: Any, row: Mask) -> None:
     """Raise if the model's logits are not what its LM head makes of its hidden states."""
-    start_id = model.config.decoder_start_token_id if model.config.is_encoder_decoder else None
+    start_id = models.decoder_start(model.config)
     batch = collate([row], decoder_start_id=start_id).to(model.device)
     inputs = {k: v for k, v in batch.tensors().items() if k.endswith(("input_ids", "mask"))}
     with passes.evaluating(model):

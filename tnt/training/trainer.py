@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from tnt import models
 from tnt.core.artifacts import write_text
 from tnt.core.hashes import sha256_of
 from tnt.core.records import Mask
@@ -102,8 +103,7 @@ class TargetedTrainer(Trainer):
         """Return rows as the tensors of a batch; one without a loss stands for no row at all."""
         silent = Mask("", 0, [0], [0], [False], [False], source="corrected")
         masks = [self.rows[number] for number in numbers] or [silent]
-        config = self.model.config
-        start_id = config.decoder_start_token_id if config.is_encoder_decoder else None
+        start_id = models.decoder_start(self.model.config)
         said = [n for n in numbers if self.rows[n].source == "generated"]
         return {**collate(masks, decoder_start_id=start_id).tensors(), "said": torch.tensor(said)}
 
