@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_masking import (
+from small_tokenizers import (
     ACCENTS,
     SENTENCES,
     byte_fallback,

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_report import data, page
+from reports import data, page
 
 from tnt.report import site
 
-playwright = pytest.importorskip(
+pytest.importorskip(
     "playwright.sync_api", reason="the report is not looked at: playwright is not installed"
 )
 axe = pytest.importorskip(
@@ -32,14 +32,6 @@ LOCAL = {
     "versions": {"Python": "3.11"},
     "note": "",
 }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +55,8 @@ def folder(tmp_path_factory):
 class Opened:
     """A page, and what it asked and complained of."""
 
-    def __init__(self, browser, path, scheme="light", width=1200):  # noqa: D107
-        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    def __init__(self, chromium, path, scheme="light", width=1200):  # noqa: D107
+        self.page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.asked, self.said = [], []
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("console", self._hear)
@@ -81,8 +73,8 @@ class Opened:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_index_opens_from_the_file_system_for_everyone(browser, folder, scheme):
-    opened = Opened(browser, folder / "index.html", scheme)
+def test_index_opens_from_the_file_system_for_everyone(chromium, folder, scheme):
+    opened = Opened(chromium, folder / "index.html", scheme)
     opened.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     pictures = opened.page.evaluate("[...document.images].map(i => [i.currentSrc, i.naturalWidth])")
     assert len(pictures) == 4
@@ -94,16 +86,16 @@ def test_index_opens_from_the_file_system_for_everyone(browser, folder, scheme):
     opened.page.close()
 
 
-def test_index_fits_a_phone(browser, folder):
-    opened = Opened(browser, folder / "index.html", width=320)
+def test_index_fits_a_phone(chromium, folder):
+    opened = Opened(chromium, folder / "index.html", width=320)
     opened.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     widths = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     assert opened.page.evaluate(widths) == [320, 320]
     opened.page.close()
 
 
-def test_links_lead_somewhere(browser, folder):
-    opened = Opened(browser, folder / "index.html")
+def test_links_lead_somewhere(chromium, folder):
+    opened = Opened(chromium, folder / "index.html")
     links = opened.page.evaluate("[...document.links].map(a => a.getAttribute('href'))")
     for link in links:
         if link.startswith("#"):
@@ -113,7 +105,7 @@ def test_links_lead_somewhere(browser, folder):
     opened.page.close()
 
 
-def test_dvc_plots_draw_without_a_network(browser, tmp_path):
+def test_dvc_plots_draw_without_a_network(chromium, tmp_path):
     environment = os.environ | {
         "DVC_SITE_CACHE_DIR": str(tmp_path / "site"),
         "DVC_NO_ANALYTICS": "1",
@@ -142,7 +134,7 @@ def test_dvc_plots_draw_without_a_network(browser, tmp_path):
         "step,epoch,loss\n0,0.5,1.0\n1,1.0,0.5\n", encoding="utf-8"
     )
     written = re.search(r"file://\S+", dvc("plots", "show"))
-    opened = Opened(browser, Path(written[0].removeprefix("file://")))
+    opened = Opened(chromium, Path(written[0].removeprefix("file://")))
     opened.page.wait_for_function("document.querySelectorAll('canvas, svg.marks').length >= 2")
     assert opened.quiet(), (opened.said, opened.asked)
     assert opened.page.evaluate(

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from test_report import PAIRED, data, page
+from reports import PAIRED, data, page, rate
 
 from tnt.core import artifacts
 from tnt.core.records import Completion, Flag
@@ -76,10 +76,6 @@ def made(count):
     return examples.pair(before, after, old, new)
 
 
-def rate(flagged, total):
-    return {"flagged": flagged, "total": total, "rate": flagged / total, "low": 0.1, "high": 0.9}
-
-
 def page_of(rows, name, parent):
     fell = {"before": rate(5, 10), "after": rate(1, 10), "change": PAIRED}
     of_set = {**page([]).metrics["sets"]["replies"], "detectors": {"boilerplate": fell}}
@@ -121,14 +117,6 @@ def folder(tmp_path_factory):
     ]
     site.write(pages, data(pages), folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,10 @@ import json
 import re
 
 import pytest
+from reports import HOSTILE, data, page, rate
 
 from tnt.core.records import Completion, Flag
 from tnt.report import examples, site
-
-HOSTILE = """<script>alert("x")</script> {{ 7*7 }} {% raw %} </td></table> '">&amp; 😀"""
 
 
 def completion(text, ids=(1,)):
@@ -19,80 +18,6 @@ def completion(text, ids=(1,)):
 
 def flag(start, end, detector="d"):
     return Flag("p/<b>", 0, detector, "", start, end, "", 1.0)
-
-
-def rate(flagged, total):
-    return {"flagged": flagged, "total": total, "rate": flagged / total, "low": 0.1, "high": 0.9}
-
-
-def page(pairs, name="r1"):
-    change = {"before": rate(5, 10), "after": rate(1, 10), "change": PAIRED}
-    found = {
-        "detectors": {"d<i>": change},
-        "clean_unchanged": rate(3, 4),
-        "similarity": {"exact_match": 0.5, "bleu": 90.0, "rouge_l": 0.8},
-        "similarity_clean": {"exact_match": 0.75, "bleu": 98.5, "rouge_l": None},
-        "divergence": {"forward": 0.0125, "reverse": 0.0126, "negative_mass": None},
-        "divergence_from_base": {"forward": 0.02, "reverse": 0.03, "negative_mass": 0.25},
-        "quality": {},
-    }
-    metrics = {
-        "learned": {"d<i>": change},
-        "sets": {"replies": found},
-        "gate": {"passed": False, "reasons": "too <much>"},
-    }
-    return site.RoundPage(
-        name=name,
-        parent="base",
-        detectors=["d<i>"],
-        metrics=metrics,
-        examples=pairs,
-        looked_for=["d<i>", HOSTILE],
-        learned_from={"replies": 4},
-    )
-
-
-PAIRED = {"difference": -0.4, "fixed": 4, "broken": 0, "p_value": 0.0123}
-STEP = {"step": 0.0, "negative_loss": 1.0, "negative_mass": 0.5, "kept_loss": 0.0}
-
-
-def data(pages, **changes):
-    """Return what `compare` hands on."""
-    row = {
-        "model": "r1",
-        "prompt_set": "replies",
-        "detector": "d<i>",
-        "flagged": 1,
-        "total": 10,
-        "flag_rate": 0.1,
-        "low": 0.02,
-        "high": 0.4,
-        "change": PAIRED,
-    }
-    rounds = [
-        {
-            "name": p.name,
-            "parent": p.parent,
-            "detectors": p.detectors,
-            "learned": ["replies"],
-            "metrics": p.metrics,
-            "training": [STEP],
-        }
-        for p in pages
-    ]
-    return {
-        "rounds": rounds,
-        "rows": [row],
-        "probe": {},
-        "split": "test",
-        "validated": [],
-        "params": {
-            p.name: {"train.epochs": str(n), "train.seed": "0"} for n, p in enumerate(pages)
-        },
-        "base": {"compare.split": "<test>"},
-        "hashes": [{"path": "rounds/r1/masks.parquet", "sha256": "ab" * 32}],
-        **changes,
-    }
 
 
 def written(pages, folder, **changes):

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pickle
 import random
 import re
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from pickled import Pickled
 from ruamel.yaml import YAML
 
 from tnt import base, models, sampling
@@ -229,16 +229,6 @@ def test_a_model_folder_that_lacks_a_file_is_refused(project, refused, name):
     (project.path / "data/models/base" / name).unlink()
     line = refused("generate")
     assert re.match(r"generate: (The tokenizer of )?data/models/base cannot be loaded: ", line)
-
-
-@dataclass
-class Pickled:
-    """Makes a folder when it is unpickled."""
-
-    path: Path
-
-    def __reduce__(self):  # noqa: D105
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.fixture

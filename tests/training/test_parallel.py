@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 import random_models as tiny
 import torch
+from pickled import Pickled
 from safetensors.torch import load_file
-from test_damage import Pickled
 
 from tnt.core.artifacts import write_text
 from tnt.core.hashes import sha256_of

@@ -37,6 +37,12 @@ CORRECTED = LossParams(loss="sft_clean")
 """What a correction is learned by: cross-entropy."""
 MOVED = LossParams(loss="tnff")
 """At kept tokens, KL(original || updated)."""
+NO_ROW = Mask("", 0, [0], [0], [False], [False], source="corrected")
+"""What a micro-batch holds that the order has no row for: one token, which carries no loss.
+
+Each process runs the model in every micro-batch, or the others wait for its gradients forever; and
+models cannot run on no row. As a correction it is nothing that the original is asked about.
+"""
 OriginalHidden = Callable[[list[int], Batch], Tensor]
 """(numbers of a batch's generated completions, the batch) -> what enters the original's head at
 their tokens, [N, d]."""
@@ -100,9 +106,8 @@ class TargetedTrainer(Trainer):
         return self._inputs([row["number"] for row in chosen if row["number"] != NOTHING])
 
     def _inputs(self, numbers: list[int]) -> dict[str, Tensor]:
-        """Return rows as the tensors of a batch; one without a loss stands for no row at all."""
-        silent = Mask("", 0, [0], [0], [False], [False], source="corrected")
-        masks = [self.rows[number] for number in numbers] or [silent]
+        """Return rows as the tensors of a batch."""
+        masks = [self.rows[number] for number in numbers] or [NO_ROW]
         start_id = models.decoder_start(self.model.config)
         said = [n for n in numbers if self.rows[n].source == "generated"]
         return {**collate(masks, decoder_start_id=start_id).tensors(), "said": torch.tensor(said)}
