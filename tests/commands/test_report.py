@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
+import measured
 import pytest
 
 from tnt.commands import report
 from tnt.core.hashes import sha256_of
 
-METRICS = {
-    "round": "r1",
-    "parent": "base",
-    "learned": {"d": {}},
-    "sets": {},
-}
+CHANGE = measured.change(measured.rate(5, 10), measured.rate(1, 10))
+METRICS = asdict(measured.metrics({}, {"d": CHANGE}))
 
 
 def experiment(name, epochs, metrics=METRICS):
@@ -69,7 +67,7 @@ def test_experiments_name_what_they_changed_but_not_what_detectors_look_for(monk
             "experiments": [experiment("tidy-oar", 2), experiment("bad", 3, {"broken": 1})],
         },
     ]
-    monkeypatch.setattr(report.shell, "output", lambda *_: json.dumps(shown))
+    monkeypatch.setattr(report.programs, "output", lambda *_: json.dumps(shown))
     [found], note = report.experiments()
     assert note == ""
     assert found["name"] == "tidy-oar"
@@ -81,7 +79,7 @@ def test_experiments_name_what_they_changed_but_not_what_detectors_look_for(monk
 
 @pytest.mark.parametrize("printed", ["", "[1]", '{"a": 1}', '[{"experiments": [{"revs": 3}]}]'])
 def test_what_dvc_prints_otherwise_is_no_fault(monkeypatch, printed):
-    monkeypatch.setattr(report.shell, "output", lambda *_: printed)
+    monkeypatch.setattr(report.programs, "output", lambda *_: printed)
     found, note = report.experiments()
     assert found == []
     assert note.startswith("DVC's experiments cannot be shown")

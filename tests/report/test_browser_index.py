@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_report import data, page
+from report.test_site import data, page
 
 from tnt.report import site
 
@@ -55,7 +55,8 @@ def folder(tmp_path_factory):
     )
     site.write(pages, found, folder)
     (folder / "rounds.csv").write_text("", encoding="utf-8")
-    experiment = {"name": "tidy-oar", "rounds": found["rounds"][:1], "params": "train.epochs: 2"}
+    rounds = [{**found["rounds"][0], "metrics": pages[0].metrics}]
+    experiment = {"name": "tidy-oar", "rounds": rounds, "params": "train.epochs: 2"}
     site.write_index(found, folder, LOCAL | {"experiments": [experiment]})
     return folder
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 
+import measured
 import pytest
+from measured import rate
 
 from tnt.core.records import Completion, Flag
 from tnt.report import examples, site
@@ -21,26 +24,11 @@ def flag(start, end, detector="d"):
     return Flag("p/<b>", 0, detector, "", start, end, "", 1.0)
 
 
-def rate(flagged, total):
-    return {"flagged": flagged, "total": total, "rate": flagged / total, "low": 0.1, "high": 0.9}
-
-
 def page(pairs, name="r1"):
-    change = {"before": rate(5, 10), "after": rate(1, 10), "change": PAIRED}
-    found = {
-        "detectors": {"d<i>": change},
-        "clean_unchanged": rate(3, 4),
-        "similarity": {"exact_match": 0.5, "bleu": 90.0, "rouge_l": 0.8},
-        "similarity_clean": {"exact_match": 0.75, "bleu": 98.5, "rouge_l": None},
-        "divergence": {"forward": 0.0125, "reverse": 0.0126, "negative_mass": None},
-        "divergence_from_base": {"forward": 0.02, "reverse": 0.03, "negative_mass": 0.25},
-        "quality": {},
-    }
-    metrics = {
-        "learned": {"d<i>": change},
-        "sets": {"replies": found},
-        "gate": {"passed": False, "reasons": "too <much>"},
-    }
+    detectors = {"d<i>": measured.change(rate(5, 10), rate(1, 10))}
+    metrics = measured.metrics(
+        {"replies": measured.of_set(detectors, rate(3, 4))}, detectors, "too <much>"
+    )
     return site.RoundPage(
         name=name,
         parent="base",
@@ -75,7 +63,7 @@ def data(pages, **changes):
             "parent": p.parent,
             "detectors": p.detectors,
             "learned": ["replies"],
-            "metrics": p.metrics,
+            "metrics": asdict(p.metrics),
             "training": [STEP],
         }
         for p in pages
@@ -131,7 +119,7 @@ def test_hostile_text_is_data_and_not_markup(tmp_path):
 
 def test_index_escapes_and_links_every_round(tmp_path):
     pages = [page([]), page([], "r2")]
-    files = written(pages, tmp_path, probe={"r1": rate(1, 4)})
+    files = written(pages, tmp_path, probe={"r1": asdict(rate(1, 4))})
     assert {name for name in files if name.endswith(".html")} == {
         "index.html", "r1.html", "r2.html",
     }  # fmt: skip

@@ -11,11 +11,13 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tnt.core.artifacts import write_text
+from tnt.evaluation import round_metrics
+from tnt.evaluation.round_metrics import RoundMetrics
 from tnt.report import charts, examples, pages, provenance, words
 from tnt.report.examples import Example
 
@@ -31,7 +33,7 @@ class RoundPage:
     parent: str
     detectors: list[str]
     """Those it was trained on."""
-    metrics: Mapping[str, Any]
+    metrics: RoundMetrics
     examples: Sequence[Example]
     looked_for: list[str]
     """All detectors that ran over the examples."""
@@ -60,7 +62,7 @@ def write(rounds: Sequence[RoundPage], data: Mapping[str, Any], folder: Path) ->
         write_text(examples.table(page.examples), folder / f"{page.name}.csv")
     write_index(data, folder)
     write_text(_csv(flag_rates(data)), folder / "flag_rates.csv")
-    write_text(_csv(similarity(data)), folder / "similarity.csv")
+    write_text(_csv(similarity(_rounds(data))), folder / "similarity.csv")
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(text + "\n", folder / DATA)
 
@@ -78,6 +80,7 @@ def write_index(
     """
     differ, same = provenance.side_by_side(data["params"])
     experiments = local["experiments"] if local else []
+    rounds = _rounds(data)
     html = (
         pages.environment()
         .get_template("index.html")
@@ -89,11 +92,11 @@ def write_index(
                     "sentence": words.sentence(round_),
                     "gate": words.gate(round_),
                 }
-                for round_ in data["rounds"]
+                for round_ in rounds
             ],
-            pictures=_pictures(data, experiments, folder / PICTURES),
+            pictures=_pictures(data, rounds, experiments, folder / PICTURES),
             flag_rates=flag_rates(data),
-            similarity=similarity(data),
+            similarity=similarity(rounds),
             differ=differ,
             same=same,
             split=data["split"],
@@ -101,6 +104,13 @@ def write_index(
         )
     )
     write_text(html, folder / "index.html")
+
+
+def _rounds(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rounds of `report.json`, their metrics no longer JSON."""
+    return [
+        {**round_, "metrics": round_metrics.made(round_["metrics"])} for round_ in data["rounds"]
+    ]
 
 
 def flag_rates(data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -126,53 +136,52 @@ def flag_rates(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def similarity(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+def similarity(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return how much else each round changed in each prompt set, one row for both."""
     rows = []
-    for round_ in data["rounds"]:
-        for name, found in round_["metrics"]["sets"].items():
-            same, quality = found["clean_unchanged"], found.get("quality", {})
-            before, after = quality.get("before", {}), quality.get("after", {})
+    for round_ in rounds:
+        for name, found in round_["metrics"].sets.items():
+            same, quality = found.clean_unchanged, found.quality
+            moved = {"parent": found.divergence, "base": found.divergence_from_base}
             rows.append(
                 {
                     "round": round_["name"],
                     "parent": round_["parent"],
                     "prompt_set": name,
-                    "clean": same["total"],
-                    "clean_unchanged": same["rate"] if same["total"] else None,
-                    "low": same["low"],
-                    "high": same["high"],
-                    **{f"all_{k}": v for k, v in found["similarity"].items()},
-                    **{f"clean_{k}": v for k, v in found["similarity_clean"].items()},
+                    "clean": same.total,
+                    "clean_unchanged": same.rate if same.total else None,
+                    "low": same.low,
+                    "high": same.high,
+                    **{f"all_{k}": v for k, v in asdict(found.similarity).items()},
+                    **{f"clean_{k}": v for k, v in asdict(found.similarity_clean).items()},
                     **{
-                        f"{model}_{k}": found[key].get(k)
-                        for model, key in DIVERGENCES.items()
+                        f"{model}_{k}": getattr(divergence, k)
+                        for model, divergence in moved.items()
                         for k in ("forward", "reverse", "negative_mass")
                     },
                     **{
-                        f"{k}_{when}": values.get(k)
+                        f"{k}_{when}": getattr(values, k)
                         for k in ("mean_tokens", "finished_share", "repetition")
-                        for when, values in (("before", before), ("after", after))
+                        for when, values in (("before", quality.before), ("after", quality.after))
                     },
                 }
             )
     return rows
 
 
-DIVERGENCES = {"parent": "divergence", "base": "divergence_from_base"}
-"""Which model a divergence is from, and what `evaluate` calls it."""
-
-
 def _pictures(
-    data: Mapping[str, Any], experiments: Sequence[Mapping[str, Any]], folder: Path
+    data: Mapping[str, Any],
+    rounds: Sequence[Mapping[str, Any]],
+    experiments: Sequence[Mapping[str, Any]],
+    folder: Path,
 ) -> dict[str, list[dict[str, Any]]]:
     """Write the pictures, light and dark; return what a page says of each."""
     models = list(dict.fromkeys(row["model"] for row in data["rows"]))
     found: dict[str, list[dict[str, Any]]] = {"tradeoff": [], "flags": [], "training": []}
-    learned = {name for round_ in data["rounds"] for name in round_["learned"]}
+    learned = {name for round_ in rounds for name in round_["learned"]}
     sets = dict.fromkeys(row["prompt_set"] for row in data["rows"])
     for name in sorted(sets, key=lambda name: name not in learned):
-        points = charts.points(data["rounds"], name)
+        points = charts.points(rounds, name)
         points += charts.experiment_points(experiments, name)
         if points:
             drawn = {scheme: charts.tradeoff(points, scheme) for scheme in charts.SCHEMES}
@@ -182,7 +191,7 @@ def _pictures(
         drawn = {scheme: charts.flag_rates(rows, models, scheme) for scheme in charts.SCHEMES}
         alt = charts.describe_flag_rates(rows)
         found["flags"].append(_written(drawn, folder, f"flags-{name}", name, alt))
-    for order, round_ in enumerate(data["rounds"]):
+    for order, round_ in enumerate(rounds):
         name, rows = round_["name"], round_["training"]
         if not charts.curves(rows):
             continue

@@ -27,10 +27,9 @@ from tnt.core.records import BASE, Completion, Split
 from tnt.core.validation import Expected, Suite
 from tnt.detectors import pinned, redaction, running
 from tnt.detectors.pinned import DetectorsParams
-from tnt.evaluation import metrics
+from tnt.evaluation import metrics, round_metrics
 from tnt.report import examples, probe, provenance, site
 from tnt.report.comparison import (
-    MEASURED,
     as_csv,
     latest_round,
     learned,
@@ -82,8 +81,7 @@ def compare(
         for name, rows in completions.items()
     }
     measured = {
-        name: artifacts.read_json(evaluations_path / name / "metrics.json", *MEASURED)
-        for name in params.rounds
+        name: round_metrics.read(evaluations_path / name / "metrics.json") for name in params.rounds
     }
     rows = rows_of(models, completions, flags, list(found), measured)
     suite = comparison_suite(rows, learned(params.rounds, rounds_path, completions[BASE]))
