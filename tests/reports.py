@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
+import measured
+from measured import rate
+
 from tnt.report import site
 
 HOSTILE = """<script>alert("x")</script> {{ 7*7 }} {% raw %} </td></table> '">&amp; 😀"""
 
 
-def rate(flagged, total):
-    return {"flagged": flagged, "total": total, "rate": flagged / total, "low": 0.1, "high": 0.9}
-
-
 def page(pairs, name="r1"):
-    change = {"before": rate(5, 10), "after": rate(1, 10), "change": PAIRED}
-    found = {
-        "detectors": {"d<i>": change},
-        "clean_unchanged": rate(3, 4),
-        "similarity": {"exact_match": 0.5, "bleu": 90.0, "rouge_l": 0.8},
-        "similarity_clean": {"exact_match": 0.75, "bleu": 98.5, "rouge_l": None},
-        "divergence": {"forward": 0.0125, "reverse": 0.0126, "negative_mass": None},
-        "divergence_from_base": {"forward": 0.02, "reverse": 0.03, "negative_mass": 0.25},
-        "quality": {},
-    }
-    metrics = {
-        "learned": {"d<i>": change},
-        "sets": {"replies": found},
-        "gate": {"passed": False, "reasons": "too <much>"},
-    }
+    detectors = {"d<i>": measured.change(rate(5, 10), rate(1, 10))}
+    metrics = measured.metrics(
+        {"replies": measured.of_set(detectors, rate(3, 4))}, detectors, "too <much>"
+    )
     return site.RoundPage(
         name=name,
         parent="base",
@@ -61,7 +51,7 @@ def data(pages, **changes):
             "parent": p.parent,
             "detectors": p.detectors,
             "learned": ["replies"],
-            "metrics": p.metrics,
+            "metrics": asdict(p.metrics),
             "training": [STEP],
         }
         for p in pages

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
+import measured
 import pytest
 
 from tnt.commands import report
 from tnt.core.hashes import sha256_of
 
-METRICS = {
-    "round": "r1",
-    "parent": "base",
-    "learned": {"d": {}},
-    "sets": {},
-}
+CHANGE = measured.change(measured.rate(5, 10), measured.rate(1, 10))
+METRICS = asdict(measured.metrics({}, {"d": CHANGE}))
 
 
 def experiment(name, epochs, metrics=METRICS):

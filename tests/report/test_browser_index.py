@@ -50,7 +50,8 @@ def folder(tmp_path_factory):
     )
     site.write(pages, found, folder)
     (folder / "rounds.csv").write_text("", encoding="utf-8")
-    experiment = {"name": "tidy-oar", "rounds": found["rounds"][:1], "params": "train.epochs: 2"}
+    rounds = [{**found["rounds"][0], "metrics": pages[0].metrics}]
+    experiment = {"name": "tidy-oar", "rounds": rounds, "params": "train.epochs: 2"}
     site.write_index(found, folder, LOCAL | {"experiments": [experiment]})
     return folder
 

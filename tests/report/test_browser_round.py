@@ -8,8 +8,10 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
+import measured
 import pytest
-from reports import PAIRED, data, page, rate
+from measured import rate
+from reports import data
 
 from tnt.core import artifacts
 from tnt.core.records import Completion, Flag
@@ -80,13 +82,9 @@ def made(count):
 
 
 def page_of(rows, name, parent):
-    fell = {"before": rate(5, 10), "after": rate(1, 10), "change": PAIRED}
-    of_set = {**page([]).metrics["sets"]["replies"], "detectors": {"boilerplate": fell}}
-    metrics = {
-        "learned": {"boilerplate": fell},
-        "sets": dict.fromkeys(SETS, of_set),
-        "gate": {"passed": False, "reasons": "too <much>"},
-    }
+    detectors = {"boilerplate": measured.change(rate(5, 10), rate(1, 10))}
+    of_set = measured.of_set(detectors, rate(3, 4))
+    metrics = measured.metrics(dict.fromkeys(SETS, of_set), detectors, "too <much>")
     return site.RoundPage(
         name=name,
         parent=parent,

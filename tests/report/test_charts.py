@@ -6,9 +6,12 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from xml.etree import ElementTree
 
+import measured
 import pytest
+from measured import share
 
 from tnt.report import charts
 
@@ -16,19 +19,14 @@ HOSTILE = """<script>alert("x")</script> & '{{ 7*7 }}'"""
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def rate(value):
-    return {"rate": value, "low": value / 2, "high": (1 + value) / 2}
-
-
 def round_(name, parent, detectors, total=10):
-    change = {"before": rate(0.76), "after": rate(0.13)}
-    same = rate(0.61) | {"total": total}
-    found = {"detectors": dict.fromkeys(detectors, change), "clean_unchanged": same}
+    change = measured.change(share(0.76), share(0.13))
+    found = measured.of_set(dict.fromkeys(detectors, change), share(0.61 if total else 0.0, total))
     return {
         "name": name,
         "parent": parent,
         "detectors": detectors,
-        "metrics": {"sets": {"replies": found}},
+        "metrics": measured.metrics({"replies": found}),
     }
 
 
@@ -44,8 +42,10 @@ CURVES = [
 ]
 DRAW = """
 import hashlib, json, sys
-from tnt import charts
+from tnt.evaluation import round_metrics
+from tnt.report import charts
 rounds, rows, curves = json.load(sys.stdin)
+rounds = [{**one, "metrics": round_metrics.made(one["metrics"])} for one in rounds]
 points = charts.points(rounds, "replies")
 for scheme in charts.SCHEMES:
     for svg in (
@@ -64,7 +64,7 @@ def texts(svg):
 
 
 def test_two_processes_draw_the_same_bytes():
-    given = json.dumps([ROUNDS, ROWS, CURVES])
+    given = json.dumps([ROUNDS, ROWS, CURVES], default=asdict)
     command = [sys.executable, "-c", DRAW]
     drawn = [
         subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout
@@ -82,7 +82,7 @@ def test_a_round_goes_from_where_its_parent_stood_for_its_new_detectors():
         ("base", "start", "a"), ("r1", "round", "a"), ("r1", "start", "b"), ("r2", "round", "b"),
     ]  # fmt: skip
     starts = [p for p in charts.points(ROUNDS, "replies") if p.kind == "start"]
-    assert all(p.same["rate"] == 1 for p in starts)
+    assert all(p.same.rate == 1 for p in starts)
     assert charts.points(ROUNDS, "others") == []
     assert charts.points([round_("r1", "base", ["a"], total=0)], "replies") == []
 

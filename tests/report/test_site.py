@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 
 import pytest
-from reports import HOSTILE, data, page, rate
+from measured import rate
+from reports import HOSTILE, data, page
 
 from tnt.core.records import Completion, Flag
 from tnt.report import examples, site
@@ -56,7 +58,7 @@ def test_hostile_text_is_data_and_not_markup(tmp_path):
 
 def test_index_escapes_and_links_every_round(tmp_path):
     pages = [page([]), page([], "r2")]
-    files = written(pages, tmp_path, probe={"r1": rate(1, 4)})
+    files = written(pages, tmp_path, probe={"r1": asdict(rate(1, 4))})
     assert {name for name in files if name.endswith(".html")} == {
         "index.html", "r1.html", "r2.html",
     }  # fmt: skip

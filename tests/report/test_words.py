@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import measured
 import pytest
 
 from tnt.report import words
 
 
-def rate(flagged, total, low=0.07, high=0.21):
-    share = flagged / total if total else 0.0
-    return {"flagged": flagged, "total": total, "rate": share, "low": low, "high": high}
+def rate(flagged, total):
+    return measured.rate(flagged, total, 0.07, 0.21)
 
 
 def of_set(before, after, same, *, p=0.001, detector="boilerplate"):
-    change = {"difference": after["rate"] - before["rate"], "p_value": p}
-    detectors = {detector: {"before": before, "after": after, "change": change}}
-    return {"detectors": detectors, "clean_unchanged": same}
+    return measured.of_set({detector: measured.change(before, after, p)}, same)
 
 
 def round_(sets, learned=("replies",), parent="base", name="r1", reasons=""):
-    gate = {"passed": not reasons, "reasons": reasons}
-    metrics = {"sets": sets, "gate": gate}
+    metrics = measured.metrics(sets, reasons=reasons)
     return {"name": name, "parent": parent, "learned": [*learned], "metrics": metrics}
 
 

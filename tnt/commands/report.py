@@ -22,6 +22,7 @@ import typer
 
 from tnt.core.artifacts import read_json
 from tnt.core.runlog import last_runs
+from tnt.evaluation import round_metrics
 from tnt.project import layout
 from tnt.report import provenance, site
 from tnt.rounds import programs
@@ -110,9 +111,9 @@ def _rounds(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the last round of an experiment and those that it is built on, the last at the end."""
     by_name = {}
     for path, found in metrics.items():
-        measured = found.get("data") or {}
-        if Path(path).is_relative_to(layout.EVALUATIONS) and {"sets", "parent"} <= measured.keys():
-            by_name[Path(path).parent.name] = measured
+        if Path(path).is_relative_to(layout.EVALUATIONS):
+            with contextlib.suppress(ValueError):  # of another version, whose round is not shown
+                by_name[Path(path).parent.name] = round_metrics.made(found.get("data") or {})
     latest = (metrics.get(layout.METRICS.as_posix(), {}).get("data") or {}).get("round")
     chain: list[dict[str, Any]] = []
     while latest in by_name and len(chain) < len(by_name):
@@ -120,12 +121,12 @@ def _rounds(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         chain.append(
             {
                 "name": latest,
-                "parent": measured["parent"],
-                "detectors": [*measured["learned"]],
+                "parent": measured.parent,
+                "detectors": [*measured.learned],
                 "metrics": measured,
             }
         )
-        latest = measured["parent"]
+        latest = measured.parent
     return chain[::-1]
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from tnt.evaluation.metrics import Rate
 from tnt.report.words import share
 
 Scheme = Literal["light", "dark"]
@@ -52,10 +53,10 @@ class Point:
     detector: str
     order: int
     """Of the round, for the colour."""
-    rate: Mapping[str, float]
-    """Flagged: `rate`, `low`, `high`."""
-    same: Mapping[str, float]
-    """Of what was clean before the round, unchanged: the same."""
+    rate: Rate
+    """Flagged."""
+    same: Rate
+    """Of what was clean before the round, unchanged."""
 
 
 def points(rounds: Iterable[Mapping[str, Any]], prompt_set: str) -> list[Point]:
@@ -65,26 +66,26 @@ def points(rounds: Iterable[Mapping[str, Any]], prompt_set: str) -> list[Point]:
     point where nothing was clean before.
     """
     found: list[Point] = []
-    whole = {"rate": 1.0, "low": 1.0, "high": 1.0}
+    whole = Rate(1, 1, (1.0, 1.0))
     seen: dict[str, list[str]] = {}
     for order, round_ in enumerate(rounds):
         seen[round_["name"]] = round_["detectors"]
-        of_set = round_["metrics"]["sets"].get(prompt_set)
-        if of_set is None or not of_set["clean_unchanged"]["total"]:
+        of_set = round_["metrics"].sets.get(prompt_set)
+        if of_set is None or not of_set.clean_unchanged.total:
             continue
         inherited = seen.get(round_["parent"], [])
         new = [name for name in round_["detectors"] if name not in inherited]
         for detector in new or round_["detectors"]:
-            change = of_set["detectors"][detector]
-            same = of_set["clean_unchanged"]
+            change = of_set.detectors[detector]
+            same = of_set.clean_unchanged
             shared = {"prompt_set": prompt_set, "detector": detector, "order": order}
             found += [
                 Point(
-                    label=round_["parent"], kind="start", rate=change["before"], same=whole,
+                    label=round_["parent"], kind="start", rate=change.before, same=whole,
                     **shared,
                 ),
                 Point(
-                    label=round_["name"], kind="round", rate=change["after"],
+                    label=round_["name"], kind="round", rate=change.after,
                     same=same, **shared,
                 ),
             ]  # fmt: skip
@@ -114,8 +115,8 @@ def tradeoff(found: Sequence[Point], scheme: Scheme) -> str:
     scale = alt.Scale(domain=[0, 1], nice=False)
     rows = [
         {
-            "x": p.rate["rate"], "x_low": p.rate["low"], "x_high": p.rate["high"],
-            "y": p.same["rate"], "y_low": p.same["low"], "y_high": p.same["high"],
+            "x": p.rate.rate, "x_low": p.rate.low, "x_high": p.rate.high,
+            "y": p.same.rate, "y_low": p.same.low, "y_high": p.same.high,
             "color": ink["quiet"] if p.kind != "round" else palette[p.order % len(palette)],
             "shape": {"start": "circle", "round": SHAPES[p.order % len(SHAPES)]}.get(
                 p.kind, "triangle-down"
@@ -298,12 +299,12 @@ def describe_tradeoff(found: Sequence[Point]) -> str:
     """Return the picture of `tradeoff` in words, for those who do not see it."""
     said = []
     for p in found:
-        flagged = f"{share(p.rate['rate'])} flagged by {p.detector}"
+        flagged = f"{share(p.rate.rate)} flagged by {p.detector}"
         if p.kind == "start":
             said.append(f"From {p.label}: {flagged}, all unchanged by definition.")
         else:
             said.append(
-                f"{p.label}: {flagged} ({_interval(p.rate)}), {share(p.same['rate'])} of the clean "
+                f"{p.label}: {flagged} ({_interval(p.rate)}), {share(p.same.rate)} of the clean "
                 f"answers unchanged ({_interval(p.same)})."
             )
     return " ".join(said)
@@ -341,8 +342,8 @@ def curves(rows: Sequence[Mapping[str, float | None]]) -> dict[str, list[dict[st
     return {name: values for name, values in curves.items() if values}
 
 
-def _interval(rate: Mapping[str, float]) -> str:
-    return f"95% interval {share(rate['low'])} to {share(rate['high'])}"
+def _interval(rate: Rate) -> str:
+    return f"95% interval {share(rate.low)} to {share(rate.high)}"
 
 
 def _labels(found: Sequence[Point]) -> list[dict[str, Any]]:
@@ -353,7 +354,7 @@ def _labels(found: Sequence[Point]) -> list[dict[str, Any]]:
     several = len({p.detector for p in found}) > 1
     spots: dict[tuple[float, float], dict[str, bool]] = {}
     for p in found:
-        at = p.rate["rate"] * WIDTH, (1 - p.same["rate"]) * HEIGHT
+        at = p.rate.rate * WIDTH, (1 - p.same.rate) * HEIGHT
         text = f"{p.label} {p.detector}" if several and p.kind == "round" else p.label
         spots.setdefault(at, {})[text] = p.kind == "round"
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]

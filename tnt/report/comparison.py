@@ -11,9 +11,8 @@ from tnt.core import artifacts
 from tnt.core.hashes import normalised
 from tnt.core.records import BASE, Completion, Flag, Prompt
 from tnt.evaluation import metrics
+from tnt.evaluation.round_metrics import RoundMetrics
 
-MEASURED = ("learned", "sets", "gate")
-"""What `evaluate` writes of a round."""
 COLUMNS = (
     "order", "model", "prompt_set", "detector", "flagged", "total", "flag_rate", "low", "high",
     "clean_unchanged",
@@ -74,17 +73,18 @@ def rows_of(
     completions: dict[str, list[Completion]],
     flags: dict[str, list[Flag]],
     names: list[str],
-    measured: dict[str, dict[str, Any]],
+    measured: dict[str, RoundMetrics],
 ) -> list[dict[str, Any]]:
     """Return one row per model, prompt set and detector."""
     rows = []
     for order, model in enumerate(models):
+        sets = measured[model].sets if model in measured else {}
         for prompt_set in sorted({c.prompt_set for c in completions[model]}):
             of_set = [c for c in completions[model] if c.prompt_set == prompt_set]
             for detector in names:
                 keys = {(f.prompt_id, f.sample) for f in flags[model] if f.detector == detector}
                 found = metrics.rounded(metrics.flag_rate(of_set, keys))
-                same = measured.get(model, {}).get("sets", {}).get(prompt_set, {})
+                of_round = sets.get(prompt_set)
                 rows.append(
                     {
                         "order": order,
@@ -96,7 +96,7 @@ def rows_of(
                         "flag_rate": found["rate"],
                         "low": found["low"],
                         "high": found["high"],
-                        "clean_unchanged": same.get("clean_unchanged", {}).get("rate"),
+                        "clean_unchanged": of_round.clean_unchanged.rate if of_round else None,
                     }
                 )
     return rows
@@ -133,7 +133,7 @@ def _flagged(row: dict[str, Any], flags: list[Flag]) -> set[metrics.Key]:
 
 def latest_round(
     rows: list[dict[str, Any]],
-    measured: dict[str, dict[str, Any]],
+    measured: dict[str, RoundMetrics],
     parents: dict[str, str],
     probed: dict[str, metrics.Rate],
 ) -> dict[str, Any]:
@@ -155,9 +155,9 @@ def latest_round(
         summary |= {
             "parent": parent,
             "change_from_parent": changes,
-            "clean_unchanged": {s: f["clean_unchanged"]["rate"] for s, f in own["sets"].items()},
-            "divergence": {s: f["divergence"]["forward"] for s, f in own["sets"].items()},
-            "gate_passed": own["gate"]["passed"],
+            "clean_unchanged": {s: f.clean_unchanged.rate for s, f in own.sets.items()},
+            "divergence": {s: f.divergence.forward for s, f in own.sets.items()},
+            "gate_passed": own.gate.passed,
         }
     if probed:
         summary["probe"] = {name: rate.rate for name, rate in probed.items()}

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tnt.core.artifacts import write_text
 from tnt.core.tables import as_csv
+from tnt.evaluation import round_metrics
+from tnt.evaluation.round_metrics import RoundMetrics
 from tnt.report import charts, examples, pages, provenance, words
 from tnt.report.examples import Example
 
@@ -30,7 +32,7 @@ class RoundPage:
     parent: str
     detectors: list[str]
     """Those it was trained on."""
-    metrics: Mapping[str, Any]
+    metrics: RoundMetrics
     examples: Sequence[Example]
     looked_for: list[str]
     """All detectors that ran over the examples."""
@@ -58,7 +60,7 @@ def write(rounds: Sequence[RoundPage], data: Mapping[str, Any], folder: Path) ->
         write_text(html, folder / f"{page.name}.html")
         write_text(examples.table(page.examples), folder / f"{page.name}.csv")
     write_index(data, folder)
-    for name, rows in (("flag_rates", flag_rates(data)), ("similarity", similarity(data))):
+    for name, rows in (("flag_rates", flag_rates(data)), ("similarity", similarity(_rounds(data)))):
         write_text(as_csv(rows, rows[0]) if rows else "", folder / f"{name}.csv")
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(text + "\n", folder / DATA)
@@ -77,6 +79,7 @@ def write_index(
     """
     differ, same = provenance.side_by_side(data["params"])
     experiments = local["experiments"] if local else []
+    rounds = _rounds(data)
     html = (
         pages.environment()
         .get_template("index.html")
@@ -88,11 +91,11 @@ def write_index(
                     "sentence": words.sentence(round_),
                     "gate": words.gate(round_),
                 }
-                for round_ in data["rounds"]
+                for round_ in rounds
             ],
-            pictures=_pictures(data, experiments, folder / PICTURES),
+            pictures=_pictures(data, rounds, experiments, folder / PICTURES),
             flag_rates=flag_rates(data),
-            similarity=similarity(data),
+            similarity=similarity(rounds),
             differ=differ,
             same=same,
             split=data["split"],
@@ -100,6 +103,13 @@ def write_index(
         )
     )
     write_text(html, folder / "index.html")
+
+
+def _rounds(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rounds of `report.json`, their metrics no longer JSON."""
+    return [
+        {**round_, "metrics": round_metrics.made(round_["metrics"])} for round_ in data["rounds"]
+    ]
 
 
 def flag_rates(data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -125,53 +135,52 @@ def flag_rates(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def similarity(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+def similarity(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return how much else each round changed in each prompt set, one row for both."""
     rows = []
-    for round_ in data["rounds"]:
-        for name, found in round_["metrics"]["sets"].items():
-            same, quality = found["clean_unchanged"], found.get("quality", {})
-            before, after = quality.get("before", {}), quality.get("after", {})
+    for round_ in rounds:
+        for name, found in round_["metrics"].sets.items():
+            same, quality = found.clean_unchanged, found.quality
+            moved = {"parent": found.divergence, "base": found.divergence_from_base}
             rows.append(
                 {
                     "round": round_["name"],
                     "parent": round_["parent"],
                     "prompt_set": name,
-                    "clean": same["total"],
-                    "clean_unchanged": same["rate"] if same["total"] else None,
-                    "low": same["low"],
-                    "high": same["high"],
-                    **{f"all_{k}": v for k, v in found["similarity"].items()},
-                    **{f"clean_{k}": v for k, v in found["similarity_clean"].items()},
+                    "clean": same.total,
+                    "clean_unchanged": same.rate if same.total else None,
+                    "low": same.low,
+                    "high": same.high,
+                    **{f"all_{k}": v for k, v in asdict(found.similarity).items()},
+                    **{f"clean_{k}": v for k, v in asdict(found.similarity_clean).items()},
                     **{
-                        f"{model}_{k}": found[key].get(k)
-                        for model, key in DIVERGENCES.items()
+                        f"{model}_{k}": getattr(divergence, k)
+                        for model, divergence in moved.items()
                         for k in ("forward", "reverse", "negative_mass")
                     },
                     **{
-                        f"{k}_{when}": values.get(k)
+                        f"{k}_{when}": getattr(values, k)
                         for k in ("mean_tokens", "finished_share", "repetition")
-                        for when, values in (("before", before), ("after", after))
+                        for when, values in (("before", quality.before), ("after", quality.after))
                     },
                 }
             )
     return rows
 
 
-DIVERGENCES = {"parent": "divergence", "base": "divergence_from_base"}
-"""Which model a divergence is from, and what `evaluate` calls it."""
-
-
 def _pictures(
-    data: Mapping[str, Any], experiments: Sequence[Mapping[str, Any]], folder: Path
+    data: Mapping[str, Any],
+    rounds: Sequence[Mapping[str, Any]],
+    experiments: Sequence[Mapping[str, Any]],
+    folder: Path,
 ) -> dict[str, list[dict[str, Any]]]:
     """Write the pictures, light and dark; return what a page says of each."""
     models = list(dict.fromkeys(row["model"] for row in data["rows"]))
     found: dict[str, list[dict[str, Any]]] = {"tradeoff": [], "flags": [], "training": []}
-    learned = {name for round_ in data["rounds"] for name in round_["learned"]}
+    learned = {name for round_ in rounds for name in round_["learned"]}
     sets = dict.fromkeys(row["prompt_set"] for row in data["rows"])
     for name in sorted(sets, key=lambda name: name not in learned):
-        points = charts.points(data["rounds"], name)
+        points = charts.points(rounds, name)
         points += charts.experiment_points(experiments, name)
         if points:
             drawn = {scheme: charts.tradeoff(points, scheme) for scheme in charts.SCHEMES}
@@ -181,7 +190,7 @@ def _pictures(
         drawn = {scheme: charts.flag_rates(rows, models, scheme) for scheme in charts.SCHEMES}
         alt = charts.describe_flag_rates(rows)
         found["flags"].append(_written(drawn, folder, f"flags-{name}", name, alt))
-    for order, round_ in enumerate(data["rounds"]):
+    for order, round_ in enumerate(rounds):
         name, rows = round_["name"], round_["training"]
         if not charts.curves(rows):
             continue

@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tnt.evaluation.metrics import CountedChange, Rate, ResampledChange
+from tnt.evaluation.round_metrics import RoundMetrics, SetMetrics
+
 LEVEL = 0.05
 """A change whose paired p-value is below it is one."""
 HARDLY = 0.9
@@ -29,15 +32,11 @@ def share(value: float) -> str:
     return "over 99%" if said == "100%" and value < 1 else said
 
 
-def direction(change: Mapping[str, Any]) -> str:
-    """Return `fell`, `rose` or, where chance alone may have done it, nothing.
-
-    Args:
-        change: Of a flag rate, with `difference` and the `p_value` of the paired test.
-    """
-    if change["p_value"] >= LEVEL or not change["difference"]:
+def direction(change: CountedChange | ResampledChange) -> str:
+    """Return `fell`, `rose` or, where chance alone may have done it, nothing."""
+    if change.p_value >= LEVEL or not change.difference:
         return ""
-    return "fell" if change["difference"] < 0 else "rose"
+    return "fell" if change.difference < 0 else "rose"
 
 
 def sentence(round_: Mapping[str, Any]) -> str:
@@ -48,7 +47,8 @@ def sentence(round_: Mapping[str, Any]) -> str:
     """
     parent = round_["parent"]
     subject = round_["name"] if parent == "base" else f"{round_['name']}, built on {parent}"
-    sets = round_["metrics"]["sets"]
+    metrics: RoundMetrics = round_["metrics"]
+    sets = metrics.sets
     trained = [name for name in sets if name in round_["learned"]]
     parts = [part for name in trained for part in _of_set(name, sets[name], trained_on=True)]
     rest = [
@@ -62,13 +62,13 @@ def sentence(round_: Mapping[str, Any]) -> str:
 
 def gate(round_: Mapping[str, Any]) -> str:
     """Return whether a round's gate passed, and which bound failed if not."""
-    found = round_["metrics"]["gate"]
-    if found["passed"]:
+    metrics: RoundMetrics = round_["metrics"]
+    if metrics.gate.passed:
         return "Gate passed: every bound that was set for this round holds."
-    return f"Gate failed: {found['reasons'].rstrip('.') or 'no reason was recorded'}."
+    return f"Gate failed: {metrics.gate.reasons.rstrip('.') or 'no reason was recorded'}."
 
 
-def unchanged(prompt_set: str, found: Mapping[str, Any], *, flagged_before: bool) -> str:
+def unchanged(prompt_set: str, found: Rate, *, flagged_before: bool) -> str:
     """Return how much of what was fine before a prompt set keeps.
 
     Args:
@@ -76,11 +76,11 @@ def unchanged(prompt_set: str, found: Mapping[str, Any], *, flagged_before: bool
         found: The rate `clean_unchanged`.
         flagged_before: Whether anything in the set was flagged before; if not, all was fine.
     """
-    if not found["total"]:
+    if not found.total:
         return f"no {prompt_set} were fine before, so none could stay the same"
-    same, rate = share(found["rate"]), found["rate"]
+    same, rate = share(found.rate), found.rate
     if rate == 1:
-        all_of = f"all {found['total']}" + (" that were fine before" if flagged_before else "")
+        all_of = f"all {found.total}" + (" that were fine before" if flagged_before else "")
         return f"{prompt_set} untouched ({all_of} word for word the same)"
     of_fine = " of those that were fine before" if flagged_before else ""
     if rate >= HARDLY:
@@ -89,30 +89,29 @@ def unchanged(prompt_set: str, found: Mapping[str, Any], *, flagged_before: bool
     return f"{same} of the {which} are word for word the same"
 
 
-def _of_set(name: str, found: Mapping[str, Any], *, trained_on: bool) -> Iterator[str]:
+def _of_set(name: str, found: SetMetrics, *, trained_on: bool) -> Iterator[str]:
     said = False
     flagged_before = False
-    for detector, change in found["detectors"].items():
-        before, after = change["before"], change["after"]
-        flagged_before |= before["flagged"] > 0
-        moved = direction(change["change"])
+    for detector, change in found.detectors.items():
+        before, after = change.before, change.after
+        flagged_before |= before.flagged > 0
+        moved = direction(change.change)
         subject = f"{detector} in {name}"
         if not trained_on and not said:
             subject += " (nothing trained on)"
         if moved:
-            interval = f"95% interval {share(after['low'])} to {share(after['high'])}"
+            interval = f"95% interval {share(after.low)} to {share(after.high)}"
             yield (
-                f"{subject} {moved} from {share(before['rate'])} to {share(after['rate'])} "
-                f"({interval})"
+                f"{subject} {moved} from {share(before.rate)} to {share(after.rate)} ({interval})"
             )
             said = True
-        elif trained_on and (before["flagged"] or after["flagged"]):
+        elif trained_on and (before.flagged or after.flagged):
             yield (
-                f"{subject} did not clearly change ({share(before['rate'])} before, "
-                f"{share(after['rate'])} after)"
+                f"{subject} did not clearly change ({share(before.rate)} before, "
+                f"{share(after.rate)} after)"
             )
             said = True
-    kept = unchanged(name, found["clean_unchanged"], flagged_before=flagged_before)
+    kept = unchanged(name, found.clean_unchanged, flagged_before=flagged_before)
     if not trained_on and not said:
         kept = kept.replace(name, f"{name} (nothing trained on)", 1)
     yield kept

@@ -27,11 +27,10 @@ from tnt.core.tables import as_csv, read_numbers
 from tnt.core.validation import Expected, Suite
 from tnt.detectors import pinned, redaction, running
 from tnt.detectors.pinned import DetectorsParams
-from tnt.evaluation import metrics
+from tnt.evaluation import metrics, round_metrics
 from tnt.report import examples, probe, provenance, site
 from tnt.report.comparison import (
     COLUMNS,
-    MEASURED,
     latest_round,
     learned,
     learned_from,
@@ -82,8 +81,7 @@ def compare(
         for name, rows in completions.items()
     }
     measured = {
-        name: artifacts.read_json(evaluations_path / name / "metrics.json", *MEASURED)
-        for name in params.rounds
+        name: round_metrics.read(evaluations_path / name / "metrics.json") for name in params.rounds
     }
     rows = rows_of(models, completions, flags, list(found), measured)
     suite = comparison_suite(rows, learned(params.rounds, rounds_path, completions[BASE]))
