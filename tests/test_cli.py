@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pkgutil
 import subprocess
@@ -76,7 +77,7 @@ def test_each_module_is_a_command_and_each_command_a_module():
 
 @pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules(commands.__path__)])
 def test_a_module_has_a_command_or_a_group(name):
-    module = getattr(cli, name)
+    module = importlib.import_module(f"tnt.commands.{name}")
     assert callable(getattr(module, "command", None)) != isinstance(
         getattr(module, "app", None), typer.Typer
     )
