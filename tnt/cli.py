@@ -25,6 +25,7 @@ COMMANDS = (
     "report",
     "rollback",
     "update",
+    "affects",
     "log",
     "diff",
     "export",
