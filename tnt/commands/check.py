@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tnt.core import records
 from tnt.core.hashes import sha256_of
 from tnt.core.params import edited, load_yaml
+from tnt.core.records import BASE
 from tnt.project import checks, layout, resolved, wiring
 from tnt.report import probe
 from tnt.rounds import staleness
@@ -37,7 +37,7 @@ def check() -> str:
     wiring.refuse_unwired(load_yaml(layout.PIPELINE).get("stages") or {})
     checks.refuse_stray_folders(loaded.rounds)
     tokenizer = config = None
-    base = layout.model(records.BASE)
+    base = layout.model(BASE)
     if (base / "config.json").is_file():
         from transformers import AutoConfig
 

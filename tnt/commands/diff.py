@@ -20,10 +20,10 @@ import typer
 
 from tnt import detectors
 from tnt.commands import Json
-from tnt.core import artifacts, records
+from tnt.core import artifacts
 from tnt.core.errors import did_you_mean
 from tnt.core.params import load_yaml
-from tnt.core.records import Completion
+from tnt.core.records import BASE, Completion
 from tnt.core.tables import aligned
 from tnt.detectors import running
 from tnt.evaluation import metrics
@@ -142,7 +142,7 @@ def diff(a: str, b: str) -> Diff:
         for detector in found
     ]
     tags = [side.source for side in sides.values() if side.source != WORKSPACE]
-    other_base = [revision for revision in tags if records.BASE in sides and _other_base(revision)]
+    other_base = [revision for revision in tags if BASE in sides and _other_base(revision)]
     adjusted = holm([change["p_value"] for *_, change in changes])
     return Diff(
         a=a,
@@ -225,8 +225,7 @@ def _notes(compared: Diff) -> list[str]:
                 + (f"; since the tag, these have changed: {others}." if others else ".")
             )
     said += [
-        f"{records.BASE} is not the one that {revision} builds on."
-        for revision in compared.other_base
+        f"{BASE} is not the one that {revision} builds on." for revision in compared.other_base
     ]
     return said
 
@@ -239,7 +238,7 @@ def _side(name: str, loaded: Project) -> _Side:
     """Return a model's completions and what is known of it, from here or else from its tag."""
     path = layout.EVALUATIONS / name / "completions.parquet"
     round_ = loaded.rounds.get(name)
-    if path.is_file() and (round_ or name == records.BASE):
+    if path.is_file() and (round_ or name == BASE):
         return _Side(
             source=WORKSPACE,
             completions=artifacts.read(path, Completion),
@@ -247,12 +246,12 @@ def _side(name: str, loaded: Project) -> _Side:
             learned=[*round_.prompts] if round_ else [],
             metrics=asdict(read_metrics(name)) if layout.metrics(name).is_file() else {},
         )
-    if name != records.BASE and accepted(name):
+    if name != BASE and accepted(name):
         return _tagged(name, path)
-    if round_ or name == records.BASE:
+    if round_ or name == BASE:
         raise ValueError(f"{path} does not exist. `dvc pull` fetches it, `dvc repro` makes it.")
     tags = output("git", "tag", "--list", tag("*")).split()
-    known = [records.BASE, *loaded.rounds, *(t.removeprefix(tag("")) for t in tags)]
+    known = [BASE, *loaded.rounds, *(t.removeprefix(tag("")) for t in tags)]
     raise ValueError(f"There is no round {name!r}.{did_you_mean(name, {*known})}")
 
 
@@ -354,4 +353,4 @@ def _divergence(measured: dict[str, Any], prompt_set: str, a: str) -> dict[str, 
     of_set: dict[str, Any] = measured.get("sets", {}).get(prompt_set, {})
     if measured.get("parent") == a:
         return of_set.get("divergence")
-    return of_set.get("divergence_from_base") if a == records.BASE else None
+    return of_set.get("divergence_from_base") if a == BASE else None

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tnt import detectors, models, prompts
-from tnt.core import artifacts, records, validation
+from tnt.core import artifacts, validation
 from tnt.core.artifacts import R
-from tnt.core.records import Completion, Flag, Mask, Prompt, Split
+from tnt.core.records import BASE, Completion, Flag, Mask, Prompt, Split
 from tnt.core.tables import read_numbers
 from tnt.core.validation import Suite
 from tnt.detectors import redaction
@@ -77,7 +77,7 @@ def suites(loaded: Project) -> Iterator[tuple[str, Suite]]:
             "test_prompts",
             prepare.prompts_suite(test_prompts, _splits(loaded, test_prompts), split),
         )
-    for name in [records.BASE, *loaded.rounds]:
+    for name in [BASE, *loaded.rounds]:
         path = layout.EVALUATIONS / name / "completions.parquet"
         if answers := _read(path, Completion):
             suite = _completions(answers, test_prompts, name, loaded.respond, loaded.expect)
@@ -132,7 +132,7 @@ def _completions(
 
     from tnt.stages import generate
 
-    base = layout.model(records.BASE)
+    base = layout.model(BASE)
     tokenizer = models.load_tokenizer(base)
     config = AutoConfig.from_pretrained(base).get_text_config()
     return generate.completions_suite(

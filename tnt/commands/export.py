@@ -20,9 +20,10 @@ from ruamel.yaml import YAML
 
 from tnt.base import BaseParams
 from tnt.commands import Name
-from tnt.core import artifacts, records
+from tnt.core import artifacts
 from tnt.core.hashes import sha256_of
 from tnt.core.params import dump_yaml, load_yaml
+from tnt.core.records import BASE
 from tnt.evaluation.round_metrics import Gate, RoundMetrics
 from tnt.project import checks, layout
 from tnt.project.sections import Project
@@ -201,7 +202,7 @@ def _card(
         }.items()
     }
     obeyed["Gate"] = _params_of(name, "evaluate")["gate"]
-    chain = [name, *loaded.ancestors(name), records.BASE]
+    chain = [name, *loaded.ancestors(name), BASE]
     return environment.get_template(TEMPLATE).render(
         head=Markup(head.to_yaml()),
         name=name,

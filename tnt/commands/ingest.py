@@ -22,11 +22,11 @@ from typing import Annotated, Any
 import typer
 
 from tnt import prompts
-from tnt.core import jsonl, records
+from tnt.core import jsonl
 from tnt.core.artifacts import write_text
 from tnt.core.errors import did_you_mean, shortened
 from tnt.core.hashes import normalised
-from tnt.core.records import Prompt
+from tnt.core.records import BASE, Prompt
 from tnt.project import checks, layout, sections
 from tnt.prompts import FIELDS, RawPrompt
 from tnt.rounds.programs import alone, output, reproduce
@@ -411,7 +411,7 @@ def _new(table: Table, loaded: sections.Project, prompt_set: str) -> dict[str, R
 
 def _refuse_long(rows: Mapping[str, RawPrompt], loaded: sections.Project, prompt_set: str) -> None:
     """Raise if a prompt exceeds the context of the base model, if that is there."""
-    base = layout.model(records.BASE)
+    base = layout.model(BASE)
     if not rows or not (base / "config.json").is_file():
         return
     from tqdm import tqdm

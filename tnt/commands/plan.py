@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tnt import prompts
-from tnt.core import records
-from tnt.core.records import PromptFiles
+from tnt.core.records import BASE, PromptFiles
 from tnt.core.runlog import last_runs
 from tnt.project import checks, layout
 from tnt.project.sections import Project
@@ -96,7 +95,7 @@ def _estimate(stage: str, loaded: Project) -> float:
     if kind.startswith("respond"):
         return _tokens(_answered(evaluated, loaded.respond), loaded.respond) * TOKEN_S
     if kind == "evaluate":
-        compared = 1 if loaded.rounds[name].parent == records.BASE else 2
+        compared = 1 if loaded.rounds[name].parent == BASE else 2
         rows = sum(min(n, loaded.evaluate.divergence_prompts) for n in evaluated.values())
         return rows * compared * DIVERGENCE_S
     if kind in ("generate", "train"):

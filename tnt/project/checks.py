@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tnt import detectors, prompts
-from tnt.core import artifacts, hashes, records
+from tnt.core import artifacts, hashes
 from tnt.core.errors import did_you_mean
 from tnt.core.params import load_yaml, parse
-from tnt.core.records import PromptFiles, Split
+from tnt.core.records import BASE, PromptFiles, Split
 from tnt.project import layout, pins
 from tnt.project.sections import OVERRIDABLE, Project
 from tnt.sampling import SamplingParams
@@ -73,13 +73,13 @@ def check_prompts(project: Project, tokenizer: Any = None, config: Any = None) -
 
     seen: set[tuple[str, str]] = set()
     measured: dict[str, str] = {}
-    users = [(records.BASE, project.evaluate.prompts, project.respond)]
+    users = [(BASE, project.evaluate.prompts, project.respond)]
     for name, round_ in project.rounds.items():
         users.append((name, round_.prompts, project.section(name, "generate")))
     for user, files, sampling in users:
         rows = list(prompts.read_sets(layout.prompt_files(files)))
         seen |= {(name, row.id) for name, row in rows}
-        if user == records.BASE:
+        if user == BASE:
             measured = _inputs(project, rows, project.evaluate.split)
         else:
             _refuse_shared(_inputs(project, rows, "train"), measured, user)
@@ -135,7 +135,7 @@ def _refuse_round_names(rounds: Any, path: Path) -> None:
                 f"{path}: the round {name!r} is a number, and DVC would drop its stages without a "
                 f"word. Call it 'r{name}'."
             )
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == records.BASE:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == BASE:
             raise ValueError(
                 f"{path}: a round cannot be called {name!r}. Use lower-case letters, digits and _, "
                 "like 'r1'; 'base' is taken."
@@ -144,7 +144,7 @@ def _refuse_round_names(rounds: Any, path: Path) -> None:
 
 def _refuse_rounds(project: Project, path: Path) -> None:
     """Raise on an unknown parent, detector or prompt set, and on overrides that do not fit."""
-    listed: list[str] = [records.BASE]
+    listed: list[str] = [BASE]
     for name, round_ in project.rounds.items():
         where = f"{path}: rounds.{name}"
         if round_.parent not in listed:

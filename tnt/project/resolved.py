@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tnt import detectors, models
-from tnt.core import records
-from tnt.core.records import PromptFiles
+from tnt.core.records import BASE, PromptFiles
 from tnt.project import layout, pins
 from tnt.project.pins import pinned
 from tnt.project.sections import Project
@@ -33,8 +32,8 @@ def resolved(project: Project) -> Resolved:
     shown: dict[str, dict[str, Any]] = {}
     for (name, stage), values in sorted(found.items()):
         shown.setdefault(name, {})[stage] = values
-    compare = found[records.BASE, "compare"]
-    found[records.BASE, "compare"] = {**compare, "obeyed": shown}
+    compare = found[BASE, "compare"]
+    found[BASE, "compare"] = {**compare, "obeyed": shown}
     code = {stage: pins.code(stage) for stage in {stage for _, stage in found}}
     return {(name, stage): {**found[name, stage], "code": code[stage]} for name, stage in found}
 
@@ -49,14 +48,14 @@ def params(project: Project) -> Resolved:
     model_runtime = {**runtime, "autocast": "none"}  # generation and evaluation run in float32
     evaluated = project.evaluate
     found: Resolved = {
-        (records.BASE, "base"): asdict(project.base),
-        (records.BASE, "prepare"): _prepare(project, evaluated.prompts, evaluated.split, 0),
-        (records.BASE, "respond"): {
+        (BASE, "base"): asdict(project.base),
+        (BASE, "prepare"): _prepare(project, evaluated.prompts, evaluated.split, 0),
+        (BASE, "respond"): {
             "runtime": model_runtime,
             "sampling": _of_sets(project.respond, "max_new_tokens", evaluated.prompts),
             "max_empty": project.expect.max_empty,
         },
-        (records.BASE, "compare"): {
+        (BASE, "compare"): {
             "rounds": {name: round_.parent for name, round_ in project.rounds.items()},
             "trained": {name: round_.detectors for name, round_ in project.rounds.items()},
             "detectors": _shown(project, list(project.detectors)),

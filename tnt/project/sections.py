@@ -11,12 +11,10 @@ from dataclasses import asdict, field
 from typing import Any
 
 from pydantic.dataclasses import dataclass
-from pydantic.dataclasses import dataclass as params_dataclass
 
 from tnt.base import BaseParams
-from tnt.core import records
 from tnt.core.params import STRICT, Share, merge, parse
-from tnt.core.records import PromptFiles
+from tnt.core.records import BASE, PromptFiles
 from tnt.evaluation.params import EvaluateParams, GateParams
 from tnt.masks.params import MaskParams
 from tnt.models import RuntimeParams
@@ -26,7 +24,7 @@ from tnt.sampling import SamplingParams
 from tnt.training.params import TrainParams
 
 
-@params_dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
 class ExpectParams:
     """Bounds on what a round makes; what lies outside stops it."""
 
@@ -113,4 +111,4 @@ class Project:
     def ancestors(self, round_name: str) -> list[str]:
         """Return the rounds that a round builds on, nearest first."""
         parent = self.rounds[round_name].parent
-        return [] if parent == records.BASE else [parent, *self.ancestors(parent)]
+        return [] if parent == BASE else [parent, *self.ancestors(parent)]

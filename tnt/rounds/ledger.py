@@ -18,8 +18,8 @@ from pathlib import Path
 
 from ruamel.yaml.comments import CommentedMap
 
-from tnt.core import records
 from tnt.core.hashes import sha256_of
+from tnt.core.records import BASE
 from tnt.project import checks, layout
 from tnt.rounds import listed, staleness
 from tnt.rounds.listed import edited_params, prune
@@ -92,7 +92,7 @@ def roll_back(name: str, *, run: str = BY_HAND) -> list[str]:
         ValueError: The round is not accepted, an accepted one is out of date, or files are changed.
     """
     with alone(f"`tnt rollback {name}`"):
-        if name != records.BASE and not accepted(name):
+        if name != BASE and not accepted(name):
             raise ValueError(
                 f"The round {name!r} is not accepted: there is no tag {tag(name)}. `tnt log` shows "
                 "those that are."
@@ -100,7 +100,7 @@ def roll_back(name: str, *, run: str = BY_HAND) -> list[str]:
         refuse_outdated()
         refuse_changes()
         before = [*checks.load().rounds]
-        listed = params_at(tag(name))["rounds"] if name != records.BASE else CommentedMap()
+        listed = params_at(tag(name))["rounds"] if name != BASE else CommentedMap()
         if [*listed] == before:
             raise ValueError(f"The round {name!r} is the last one already. Nothing to roll back.")
         with put_back_on_failure():
@@ -185,7 +185,7 @@ def _refuse_unfit(name: str) -> None:
             f"{layout.PARAMS} lists {later!r} after {name!r}. Rounds are accepted one at a time: "
             f"remove {later!r}, accept {name!r}, add {later!r} again; the cache has its results."
         )
-    if (parent := loaded.rounds[name].parent) != records.BASE and not accepted(parent):
+    if (parent := loaded.rounds[name].parent) != BASE and not accepted(parent):
         raise ValueError(f"The parent {parent!r} of {name!r} is not accepted. Accept it first.")
     stale = staleness.outdated().keys() - {"compare"}  # which is run for the verdict's commit
     if stale:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from ruamel.yaml.comments import CommentedMap
 
-from tnt.core import records
 from tnt.core.params import edited
-from tnt.core.records import PromptFiles
+from tnt.core.records import BASE, PromptFiles
 from tnt.evaluation import round_metrics
 from tnt.evaluation.round_metrics import RoundMetrics
 from tnt.project import checks, layout, sections
@@ -45,7 +44,7 @@ def add(
         raise ValueError(f"The round {name!r} exists already. Choose another name.")
     if accepted(name):
         raise ValueError(f"{name!r} was a round already, tagged {tag(name)}. Choose another name.")
-    last = next(reversed(loaded.rounds), records.BASE)
+    last = next(reversed(loaded.rounds), BASE)
     parent = parent or last
     inherited = loaded.rounds[parent].detectors if parent in loaded.rounds else []
     if prompts is None:

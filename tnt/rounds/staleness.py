@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tnt.core import records
 from tnt.core.params import load_yaml
+from tnt.core.records import BASE
 from tnt.project import checks, layout, resolved
 from tnt.project.sections import Project
 from tnt.rounds.programs import output
@@ -17,7 +17,7 @@ from tnt.rounds.workspace import params_at, plain
 
 MAKING = ("prepare", "generate", "detect", "mask", "train")
 """The stages that make a round's model; measuring it again changes nothing that builds on it."""
-BASES = ((records.BASE, "base"), (records.BASE, "prepare"), (records.BASE, "respond"))
+BASES = ((BASE, "base"), (BASE, "prepare"), (BASE, "respond"))
 _GONE = "`dvc pull` or `dvc checkout` brings it back."
 _REMEDY = (
     "Undo the change, let `dvc repro` build the round again, or make its model the base: "
@@ -56,7 +56,7 @@ def outdated_rounds() -> dict[str, str]:
             found.setdefault(name, _changed(name, stage, changes))
     for (name, stage), keys in _moved(loaded).items():
         why, moved = f"its stage {stage} obeys other params or files than then", [name]
-        if (name, stage) == (records.BASE, "base"):
+        if (name, stage) == (BASE, "base"):
             why, moved = f"`base` in {layout.PARAMS} is another", [*listed]
         for one in moved:
             if one in listed:
@@ -68,7 +68,7 @@ def outdated_rounds() -> dict[str, str]:
 def base_is_outdated() -> bool:
     """Whether the base, its test prompts or its answers to them are to be made again."""
     of_base = {"base", "prepare_test", "respond_base"} & outdated().keys()
-    return bool(of_base) or any(name == records.BASE for name, _ in _moved(checks.load()))
+    return bool(of_base) or any(name == BASE for name, _ in _moved(checks.load()))
 
 
 def _moved(loaded: Project) -> dict[tuple[str, str], list[str]]:

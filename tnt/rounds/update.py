@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tnt.core import artifacts, records
-from tnt.core.records import Completion, Flag, PromptFiles
+from tnt.core import artifacts
+from tnt.core.records import BASE, Completion, Flag, PromptFiles
 from tnt.project import checks, layout, resolved
 from tnt.project.sections import Project
 from tnt.prompts import read_file, split_of
@@ -151,7 +151,7 @@ def _choose() -> tuple[str, list[str]]:
     for i, name in enumerate(listed):
         if verdicts.verdict(name) is None:
             parent = loaded.rounds[name].parent
-            if parent != records.BASE and not verdicts.accepted(parent):
+            if parent != BASE and not verdicts.accepted(parent):
                 raise ValueError(
                     f"The round {name!r} builds on {parent!r}, which was rejected: "
                     f"{verdicts.rejection(parent)}. Give {name!r} another parent, or remove it."
@@ -178,14 +178,14 @@ def _list(name: str, later: Sequence[str], detectors: Sequence[str] | None) -> N
         return
     parent = verdicts.last_accepted(loaded)
     if detectors is None:
-        like = next(reversed(loaded.rounds), None) if parent == records.BASE else parent
+        like = next(reversed(loaded.rounds), None) if parent == BASE else parent
         detectors = loaded.rounds[like].detectors if like else [*loaded.detectors]
     listed.add(name, parent=parent, detectors=[*detectors], prompts=_prompts(loaded, parent))
 
 
 def _prompts(loaded: Project, parent: str) -> PromptFiles:
     """Return what a new round learns from: of each set the files that are new, else the last."""
-    chain = [parent, *loaded.ancestors(parent)] if parent != records.BASE else []
+    chain = [parent, *loaded.ancestors(parent)] if parent != BASE else []
     last = loaded.rounds[parent].prompts if chain else loaded.evaluate.prompts
     chosen = {}
     for prompt_set in last:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from tnt.core import records
 from tnt.core.params import load_yaml
+from tnt.core.records import BASE
 from tnt.project import layout
 from tnt.project.sections import Project
 from tnt.rounds.programs import output
@@ -28,7 +28,7 @@ def rejection(name: str) -> str:
 
 def last_accepted(loaded: Project) -> str:
     """Return the last listed round that is accepted, or the base."""
-    return next((name for name in reversed(loaded.rounds) if accepted(name)), records.BASE)
+    return next((name for name in reversed(loaded.rounds) if accepted(name)), BASE)
 
 
 def next_name(loaded: Project) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from tnt.core import artifacts, records
+from tnt.core import artifacts
 from tnt.core.params import load_yaml
+from tnt.core.records import BASE
 from tnt.project import checks, layout
 from tnt.rounds.programs import output
 
@@ -159,7 +160,7 @@ def checkout() -> None:
     """
     if layout.LOCK.is_file():
         ran = (r for r in checks.load().rounds if (layout.ROUNDS / r / ".gitignore").is_file())
-        listed = {"", records.BASE, *ran}
+        listed = {"", BASE, *ran}
         stages = [s for s in load_yaml(layout.LOCK)["stages"] if s.partition("@")[2] in listed]
         output("dvc", "checkout", "--force", *stages)
 
