@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tnt.core.params import load_yaml
@@ -57,11 +57,12 @@ def outdated_rounds() -> dict[str, str]:
     for (name, stage), keys in _moved(loaded).items():
         why, moved = f"its stage {stage} obeys other params or files than then", [name]
         if (name, stage) == (BASE, "base"):
-            why, moved = f"`base` in {layout.PARAMS} is another", [*listed]
+            code = all(key.startswith(f"{layout.CODE}/") for key in keys)
+            changed = "what makes the base" if code else f"`base` in {layout.PARAMS}"
+            why, moved = f"{changed} is another", [*listed]
         for one in moved:
             if one in listed:
-                said = f"{why} ({', '.join(keys)}). {_REMEDY.format(name=one)}"
-                found.setdefault(one, said)
+                found.setdefault(one, f"{why} ({_first(keys)}). {_REMEDY.format(name=one)}")
     return found
 
 
@@ -94,8 +95,13 @@ def _changed(name: str, stage: str, said: list[str]) -> str:
     """Say what DVC finds changed of a stage, and what to do."""
     gone = all(line.endswith("is deleted") for line in said)
     remedy = _GONE if gone else _REMEDY.format(name=name)
-    more = f" and {len(said) - 3} more" if len(said) > 3 else ""
-    return f"{stage} ({', '.join(said[:3])}{more}). {remedy}"
+    return f"{stage} ({_first(said)}). {remedy}"
+
+
+def _first(names: Sequence[str], count: int = 3) -> str:
+    """Return the first few names in one line, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return f"{', '.join(names[:count])}{more}"
 
 
 def outdated() -> dict[str, list[str]]:
