@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import shutil
@@ -16,6 +17,10 @@ import pytest
 import tiny
 from projects import Project, lay_out
 
+from tnt.core import locks
+
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+RunOnce = Callable[[str, Callable[[Path], object]], Project]
 PRELOADED = (
     "torch",
     "transformers.models.llama.modeling_llama",
@@ -23,18 +28,39 @@ PRELOADED = (
     "transformers.models.auto.tokenization_auto",
     "transformers.generation.utils",
     "transformers.modeling_utils",
+    "transformers.trainer",
+    "datasets",
     "peft",
+    "pyarrow.dataset",
+    "pyarrow.pandas_compat",
     "pyarrow.parquet",
-    "pydantic",
+    "pydantic.dataclasses",
+    "pydantic.type_adapter",
     "ruamel.yaml",
-    "sacrebleu",
+    "sacrebleu.tokenizers.tokenizer_13a",
     "scipy.stats",
     "rouge_score.rouge_scorer",
     "jinja2",
+    "altair",
+    "vl_convert",
+    "typer",
     "great_expectations",
     "great_expectations.expectations",
-    "dvc.cli",
-    "dvc.repo",
+    "dvc.cli.parser",
+    "dvc.repo.graph",
+    "dvc.repo.index",
+    "dvc.repo.reproduce",
+    "dvc.repo.status",
+    "dvc.repo.trie",
+    "dvc.rwlock",
+    "dvc.utils.strictyaml",
+    "dvc_data.hashfile.db.local",
+    "dvc_data.hashfile.status",
+    "dulwich.ignore",
+    "dulwich.worktree",
+    "networkx",
+    "pygit2",
+    "scmrepo.git",
 )
 
 
@@ -72,37 +98,72 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 
 @pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Return a function that makes a folder once a test run, for all workers; for reading only."""
+    shared = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):  # each of xdist's workers has a folder in that one
+        shared = shared.parent
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path, ready = shared / "made" / name, shared / "made" / f"{name}.ready"
+        with locks.held(shared / "made" / f"{name}.lock", doing=f"making {name}", wait_s=3600):
+            if not ready.exists():
+                shutil.rmtree(path, ignore_errors=True)  # of a worker that failed
+                make(path)
+                ready.touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bases(made_once: MadeOnce) -> dict[str, Path]:
     """Return the folders of the tiny base models, by kind."""
-    folder = tmp_path_factory.mktemp("bases")
-    for kind in ("llama", "t5"):
-        tiny.save_base(kind, folder / kind)
-    return {kind: folder / kind for kind in ("llama", "t5")}
+    return {
+        kind: made_once(f"bases/{kind}", functools.partial(tiny.save_base, kind))
+        for kind in ("llama", "t5")
+    }
+
+
+@pytest.fixture(scope="session")
+def run_once(
+    made_once: MadeOnce,
+    tmp_path_factory: pytest.TempPathFactory,
+    environment: dict[str, str],
+) -> RunOnce:
+    """Return a function that gives this worker its copy of a project that was made once."""
+
+    def copy(name: str, make: Callable[[Path], object]) -> Project:
+        made = Project(made_once(f"projects/{name}", make), environment)
+        return made.copy(tmp_path_factory.mktemp(name) / "project")
+
+    return copy
 
 
 @pytest.fixture(scope="session")
 def finished_llama(
-    tmp_path_factory: pytest.TempPathFactory, bases: dict[str, Path], environment: dict[str, str]
+    run_once: RunOnce,
+    bases: dict[str, Path],
+    environment: dict[str, str],
 ) -> Project:
     """Return a committed project whose two rounds have run; for reading only."""
-    return _finished(tmp_path_factory, bases["llama"], environment)
+    return run_once("finished_llama", lambda path: _finish(path, bases["llama"], environment))
 
 
 @pytest.fixture(scope="session")
 def finished_t5(
-    tmp_path_factory: pytest.TempPathFactory, bases: dict[str, Path], environment: dict[str, str]
+    run_once: RunOnce,
+    bases: dict[str, Path],
+    environment: dict[str, str],
 ) -> Project:
     """Return the same with an encoder-decoder model."""
-    return _finished(tmp_path_factory, bases["t5"], environment)
+    return run_once("finished_t5", lambda path: _finish(path, bases["t5"], environment))
 
 
-def _finished(
-    tmp_path_factory: pytest.TempPathFactory, base: Path, environment: dict[str, str]
-) -> Project:
-    project = lay_out(tmp_path_factory.mktemp(base.name) / "project", base, environment)
+def _finish(path: Path, base: Path, environment: dict[str, str]) -> None:
+    project = lay_out(path, base, environment)
     project.repro()
     project.commit()
-    return project
 
 
 @pytest.fixture
@@ -113,24 +174,31 @@ def project(finished_llama: Project, tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def begun_llama(
-    tmp_path_factory: pytest.TempPathFactory, bases: dict[str, Path], environment: dict[str, str]
+    run_once: RunOnce,
+    bases: dict[str, Path],
+    environment: dict[str, str],
 ) -> Project:
     """Return a committed project that has a base and no round; for reading only."""
-    project = lay_out(tmp_path_factory.mktemp("begun") / "project", bases["llama"], environment)
-    with project.params() as params:
-        params["rounds"] = {}
-    project.repro()
-    project.commit()
-    return project
+
+    def make(path: Path) -> None:
+        project = lay_out(path, bases["llama"], environment)
+        with project.params() as params:
+            params["rounds"] = {}
+        project.repro()
+        project.commit()
+
+    return run_once("begun_llama", make)
 
 
 @pytest.fixture(scope="session")
-def accepted_llama(finished_llama: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def accepted_llama(run_once: RunOnce, finished_llama: Project) -> Project:
     """Return a project whose two rounds are accepted; for reading only."""
-    project = finished_llama.copy(tmp_path_factory.mktemp("accepted") / "project")
-    done = project.tnt("update", "--max-rounds", "2")
-    assert done.returncode == 0, done.stderr
-    return project
+
+    def make(path: Path) -> None:
+        done = finished_llama.copy(path).tnt("update", "--max-rounds", "2")
+        assert done.returncode == 0, done.stderr
+
+    return run_once("accepted_llama", make)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ parties are imported beforehand: `tnt` comes from the client's working directory
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -26,6 +27,7 @@ def serve(path: str, preload: list[str]) -> None:
     """Fork once per client, until killed."""
     for name in preload:
         importlib.import_module(name)
+    gc.freeze()  # or every child's first full collection touches, and so copies, all of it
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen()

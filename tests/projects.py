@@ -159,7 +159,8 @@ class Project:
 
     def copy(self, path: Path) -> Project:
         """Return a copy of the whole repository, cache and all."""
-        subprocess.run(["cp", "-a", self.path, path], check=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-a", "--reflink=auto", self.path, path], check=True)
         return Project(path, self.environment)
 
     def _succeeds(self, *command: str) -> subprocess.CompletedProcess[str]:
