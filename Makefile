@@ -10,7 +10,7 @@ BIN := .venv/bin
 # Stages run as `python -m ...`: dvc takes it from PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro serve test lint lock pictures
+.PHONY: repro serve test test-all lint lock pictures
 
 repro: .venv/ready
 	tnt check
@@ -20,8 +20,14 @@ repro: .venv/ready
 serve: .venv/ready
 	python -m flows.serve --worker
 
+TESTS := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 pytest -q --numprocesses 2 --dist worksteal
+
 test: .venv/ready
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 pytest -q --numprocesses 2 --dist loadfile
+	$(TESTS) -m "not slow"
+
+# Those with real servers, browsers and kills too: what `.ci/run` runs.
+test-all: .venv/ready
+	$(TESTS)
 
 # What the README shows, of the report that is in data/report/.
 pictures: | docs/pictures

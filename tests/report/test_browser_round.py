@@ -23,9 +23,12 @@ axe = pytest.importorskip(
     "axe_playwright_python.sync_playwright", reason="the report is not looked at: no axe"
 )
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="the report is not looked at: there is no chromium"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="the report is not looked at: there is no chromium"
+    ),
+]
 
 SETS = ("questions", "replies", "summaries")
 LONG = "A long story, told twice. " * 4000
