@@ -456,6 +456,7 @@ def killed(project, stage, delay):
     ):
         while not any(module in (p.info["cmdline"] or []) for p in inside(project.path)):
             assert dvc.poll() is None, output.read_text()
+            time.sleep(0.01)
         time.sleep(delay)
         while found := inside(project.path):
             for process in found:
@@ -464,6 +465,7 @@ def killed(project, stage, delay):
     return dvc.returncode != 0 and "CPU s" not in output.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_killed_is_made_again_with_the_same_bytes(project):
     """Every stage, each at a moment of its own; the last first, for it needs the others."""
     data, lock = sha256_of(project.path / "data"), project.read("dvc.lock")
@@ -489,7 +491,7 @@ def test_a_stage_that_was_killed_is_made_again_with_the_same_bytes(project):
 LIMITED = """
 import importlib, resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
-from tnt.runs import command
+from tnt.core.command import command
 name = sys.argv.pop(1)
 command(getattr(importlib.import_module("tnt.stages." + name), name))
 """

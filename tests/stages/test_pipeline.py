@@ -10,14 +10,17 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import tiny
 from projects import prompt_lines
+from ruamel.yaml import YAML
 
 from tnt import models
 from tnt.core.hashes import sha256_of
 from tnt.core.params import load_section
+from tnt.project import pins
 from tnt.stages.evaluate import EvaluateStageParams, evaluate
 
 ROUND_STAGES = ("prepare", "generate", "detect", "mask", "train", "respond", "evaluate")
@@ -170,6 +173,42 @@ def test_a_comment_in_the_loss_trains_again_and_generates_nothing(project):
     assert ran == {"resolve", *trained}
 
 
+def test_an_edit_of_code_is_to_run_the_stages_that_pin_the_file(project):
+    """A file of each room of `tnt/`: of those that stages run, one that the fewest run."""
+    stages = YAML(typ="safe").load(project.read("dvc.lock"))["stages"]
+    obeyed = {
+        stage: dep["path"]
+        for stage, body in stages.items()
+        for dep in body["deps"]
+        if dep["path"].startswith("data/resolved/")
+    }
+    assert obeyed.keys() == stages.keys() - {"resolve"}
+    code = {name: pins.code(name) for name in {Path(path).stem for path in obeyed.values()}}
+    running = {
+        file.relative_to(project.path).as_posix(): set()
+        for file in (project.path / "tnt").rglob("*.py")
+        if file.name != "__init__.py"
+    }
+    for stage, path in obeyed.items():
+        for file in code[Path(path).stem].keys() & running.keys():
+            running[file].add(stage)
+    rooms = {}
+    for file in sorted(running, key=lambda file: (not running[file], len(running[file]), file)):
+        rooms.setdefault(file.split("/")[1].removesuffix(".py"), file)
+    edited = {file: running[file] for file in rooms.values()}
+    assert set().union(*edited.values()) == obeyed.keys()
+    unused = [file for file in edited if not edited[file]]
+    for files in [[file] for file in edited if edited[file]] + [unused]:
+        texts = {file: project.read(file) for file in files}
+        for file, text in texts.items():
+            project.write(file, f"{text}\n# The same.\n")
+        assert project.repro("resolve") == {"resolve"}
+        found = json.loads(project.dvc("status", "--json"))
+        assert found.keys() == set().union(*(edited[file] for file in files)), files
+        for file, text in texts.items():
+            project.write(file, text)
+
+
 def test_a_changed_list_reruns_its_readers(project):
     project.write("data/lists/hedges.txt", "# Politeness.\nwell, maybe\n")
     assert project.repro() == {"resolve", "detect@r2", "evaluate@r2", "compare"}
@@ -226,6 +265,7 @@ def test_adapters_stack_and_refuse_another_parent(project):
         models.load(r2)
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_in_the_same_bytes(project):
     command = [sys.executable, "-m", "tnt.stages.train", "data/models/base"]
     command += ["data/rounds/r1/prompts.parquet", "data/rounds/r1/masks.parquet"]
