@@ -32,7 +32,7 @@ from tnt.core.params import dump_yaml
 from tnt.core.records import Completion, Flag, Mask, Prompt
 from tnt.detectors import running
 from tnt.evaluation import measures
-from tnt.stages import prepare
+from tnt.stages import evaluate, prepare
 from tnt.training import run
 
 R1 = "data/rounds/r1"
@@ -604,7 +604,7 @@ def weight_of_nothing(monkeypatch, project):
 def share_above_one(monkeypatch, project):
     quality = measures.quality
     monkeypatch.setattr(
-        measures, "quality", lambda *given: replace(quality(*given), finished_share=1.5)
+        evaluate, "quality", lambda *given: replace(quality(*given), finished_share=1.5)
     )
 
 
