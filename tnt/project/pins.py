@@ -42,10 +42,14 @@ MODULES = {"respond": "generate"}
 
 
 def code(stage: str) -> dict[str, str]:
-    """Return every file of ours that a stage runs or fills in, each with its hash."""
-    module = CODE_ROOT / "tnt/stages" / f"{MODULES.get(stage, stage)}.py"
-    files = with_data(closure(module, CODE_ROOT), CODE_ROOT)
-    return {file.as_posix(): sha256_of(CODE_ROOT / file) for file in files}
+    """Return every file of ours that a stage runs or fills in, each with its hash.
+
+    DVC runs stages as `python -m` in the project, where the project's own copy comes first.
+    """
+    root = Path.cwd() if layout.CODE.is_dir() else CODE_ROOT
+    module = root / layout.CODE / "stages" / f"{MODULES.get(stage, stage)}.py"
+    files = with_data(closure(module, root), root)
+    return {file.as_posix(): sha256_of(root / file) for file in files}
 
 
 def pinned(files: Iterable[Path]) -> dict[str, str]:
