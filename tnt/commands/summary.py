@@ -11,17 +11,16 @@ from tnt.core.tables import aligned
 from tnt.project import checks, layout
 from tnt.rounds.listed import read_metrics
 
-
-def command() -> None:
-    """Show what each round changed, what the stages took, and where the results are."""
-    print(summary())
-
-
 if TYPE_CHECKING:
     from tnt.evaluation.round_metrics import RoundMetrics
 
 COLUMNS = ("round", "prompts", "detector", "before", "after", "95% interval", "clean_unchanged")
 """Those of `table` that fit on a screen."""
+
+
+def command() -> None:
+    """Show what each round changed, what the stages took, and where the results are."""
+    print(summary())
 
 
 def summary() -> str:
