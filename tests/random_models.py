@@ -10,22 +10,24 @@ from tnt.core.records import Mask
 EOS = 2
 
 
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": EOS,
+}
+"""The size of a model of any family."""
+
+
 def llama(seed=0, **changes):
     torch.manual_seed(seed)
-    settings = {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": True,
-        "initializer_range": 0.3,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": EOS,
-    }
+    settings = {**SMALL, "max_position_embeddings": 64, "tie_word_embeddings": True}
     return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
 
 

@@ -87,20 +87,6 @@ def test_what_stands_on_padding_changes_nothing(model):
         assert torch.equal(completion_logits(model, batch), expected)
 
 
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-
-
 def gpt2():
     config = GPT2Config(
         vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3,
@@ -131,7 +117,7 @@ def bart():
 
 
 def phi():
-    model = PhiForCausalLM(PhiConfig(**SMALL))
+    model = PhiForCausalLM(PhiConfig(**tiny.SMALL))
     torch.nn.init.normal_(model.lm_head.bias)
     return model
 
@@ -155,10 +141,10 @@ ARCHITECTURES = {
     "t5 untied": t5_untied,
     "bart": bart,
     "gemma2": lambda: Gemma2ForCausalLM(
-        Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=2.0)
+        Gemma2Config(**tiny.SMALL, head_dim=8, final_logit_softcapping=2.0)
     ),
-    "cohere": lambda: CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25)),
-    "granite": lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=4.0)),
+    "cohere": lambda: CohereForCausalLM(CohereConfig(**tiny.SMALL, logit_scale=0.25)),
+    "granite": lambda: GraniteForCausalLM(GraniteConfig(**tiny.SMALL, logits_scaling=4.0)),
     "phi": phi,
     "lora": lora,
 }

@@ -34,6 +34,21 @@ def softmax(row):
     return [x / sum(exps) for x in exps]
 
 
+def row_by_row(formula, loss, logits, original, token_ids, negative, **settings):
+    """Return what a formula in plain Python gives for each row."""
+    return [
+        formula(
+            loss,
+            logits[n].tolist(),
+            original[n].tolist(),
+            int(token_ids[n]),
+            negative[n].nonzero()[:, 0].tolist(),
+            **settings,
+        )
+        for n in range(N)
+    ]
+
+
 def by_hand(loss, logits, original, token, unwanted, *, weight, floor, cap):
     """One token's loss in plain Python, from METHOD's formulas."""
     p, o = softmax(logits), softmax(original)
@@ -75,17 +90,7 @@ def test_every_loss_equals_the_formula_written_out(loss, sets):
     if sets:
         negative[flagged, (token_ids[flagged] + 4) % V] = True
     settings = {"weight": 2.5, "floor": 1e-3, "cap": -2.0}
-    expected = [
-        by_hand(
-            loss,
-            logits[n].tolist(),
-            original[n].tolist(),
-            int(token_ids[n]),
-            negative[n].nonzero()[:, 0].tolist(),
-            **settings,
-        )
-        for n in range(N)
-    ]
+    expected = row_by_row(by_hand, loss, logits, original, token_ids, negative, **settings)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
         found = token_losses(
             LossParams(loss=loss, negative_weight=2.5, target_floor=0.001, nl_cap=-2.0),
@@ -392,16 +397,7 @@ def test_float32_is_exact_at_any_scale_and_with_impossible_tokens(loss, scales, 
         original[never] = -torch.inf
     if impossible == "in both":
         logits[never] = -torch.inf
-    expected = [
-        in_logs(
-            loss,
-            logits[n].tolist(),
-            original[n].tolist(),
-            int(token_ids[n]),
-            negative[n].nonzero()[:, 0].tolist(),
-        )
-        for n in range(N)
-    ]
+    expected = row_by_row(in_logs, loss, logits, original, token_ids, negative)
     leaf = logits.requires_grad_()
     if math.inf in expected:
         with pytest.raises(ValueError, match="reverse KL is infinite"):

@@ -10,23 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import MARKS, axe
 from reports import data, page
 
 from tnt.report import site
 
-pytest.importorskip(
-    "playwright.sync_api", reason="the report is not looked at: playwright is not installed"
-)
-axe = pytest.importorskip(
-    "axe_playwright_python.sync_playwright", reason="the report is not looked at: no axe"
-)
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="the report is not looked at: there is no chromium"
-    ),
-]
+pytestmark = MARKS
 ROOT = Path(__file__).parents[2]
 LOCAL = {
     "stages": [{"stage": "train@r1", "cpu_s": 9.0, "wall_s": 5.0, "peak_gib": 1.2, "ended": "now"}],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ from urllib.parse import quote
 
 import measured
 import pytest
+from browser import MARKS, axe, playwright
 from measured import rate
 from reports import data
 
@@ -18,19 +18,7 @@ from tnt.core.records import Completion, Flag
 from tnt.detectors.redaction import BLOT
 from tnt.report import examples, site
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="the report is not looked at: playwright is not installed"
-)
-axe = pytest.importorskip(
-    "axe_playwright_python.sync_playwright", reason="the report is not looked at: no axe"
-)
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="the report is not looked at: there is no chromium"
-    ),
-]
+pytestmark = MARKS
 
 SETS = ("questions", "replies", "summaries")
 LONG = "A long story, told twice. " * 4000
