@@ -205,6 +205,7 @@ def trainer_of(variant: str, model: Any, rows: list[Any], batch: int, folder: Pa
 def our_trainer(model: Any, rows: list[Any], arguments: Any, *, cached: bool) -> Any:
     """Return this project's trainer, as `tnt.training` sets it up."""
     from tnt.losses.heads import completion_hidden, head_of
+    from tnt.losses.params import LossParams
     from tnt.training import originals, passes
     from tnt.training.trainer import TargetedTrainer
 
@@ -233,7 +234,7 @@ def our_trainer(model: Any, rows: list[Any], arguments: Any, *, cached: bool) ->
         watched=[0],
         original=original,
         original_head=head,
-        loss={"loss": "tnff"},
+        loss=LossParams(loss="tnff"),
         dropout=False,
         autocast=autocast,
         max_divergence=1.0,

@@ -11,7 +11,7 @@ from tnt.core.locks import held
 HOLD = """
 import sys
 from pathlib import Path
-from tnt.locks import held
+from tnt.core.locks import held
 with held(Path(sys.argv[1]), doing="The stage train@r1"):
     print("held", flush=True)
     sys.stdin.read()

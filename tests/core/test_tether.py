@@ -13,7 +13,7 @@ from tnt.core import tether
 # A process that ties itself, says so, and would live on.
 CHILD = """
 import sys, time
-from tnt import tether
+from tnt.core import tether
 if {watched}:
     tether._signalled_by_kernel = lambda: False
 tether.end_with_parent()

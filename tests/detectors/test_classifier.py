@@ -284,10 +284,13 @@ def test_sentences(text, expected):
 @pytest.mark.parametrize("text", ["!", "a", "a.", ". ", ",", "a ", "!'", "\n", "...a"])
 def test_repeated_marks_take_no_time(text):
     text = (text * 10_000)[:10_000] + "a"
-    start = time.process_time()
-    for pattern in (classifier._SENTENCE, classifier._WORD):
-        assert len(list(pattern.finditer(text))) >= 1
-    assert time.process_time() - start < 0.2
+    took = []
+    for _ in range(3):  # a busy machine takes its time now and then; backtracking always would
+        start = time.process_time()
+        for pattern in (classifier._SENTENCE, classifier._WORD):
+            assert len(list(pattern.finditer(text))) >= 1
+        took.append(time.process_time() - start)
+    assert min(took) < 0.2
 
 
 def test_named_spans_are_joined(names):

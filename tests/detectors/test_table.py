@@ -20,7 +20,7 @@ PLUGIN = """\
 from pydantic.dataclasses import dataclass
 
 from tnt.detectors.span import Span
-from tnt.params import STRICT
+from tnt.core.params import STRICT
 from plugins import helping
 
 
