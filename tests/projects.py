@@ -49,7 +49,7 @@ generate:
   max_new_tokens: 14
   batch_size: 32
 mask:
-  after_negative: end
+  {{span_tokens: all, after_negative: end}}
 train:
   epochs: 12
   batch_size: 8
@@ -182,6 +182,7 @@ def lay_out(path: Path, base: Path, environment: dict[str, str]) -> Project:
     project.write("data/lists/boilerplate.txt", "sorry\n")
     project.write("data/lists/hedges.txt", "well, maybe\n")
     project.write("data/annotations/probe.jsonl", "")
+    project.write("data/patches/README.md", "")
     project.write("data/rounds/.gitkeep", "")
     project.git("init", "--quiet")
     project.dvc("init", "--quiet")

@@ -11,8 +11,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     {"core"},
+    {"patches"},
     {"annotations", "losses", "models", "prompts"},
     {"base", "detectors", "masks", "sampling", "training"},
+    {"rollouts"},
     {"evaluation"},
     {"project", "report"},
     {"rounds", "stages"},

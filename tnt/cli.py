@@ -33,6 +33,7 @@ COMMANDS = (
     "ingest",
     "rounds",
     "annotate",
+    "patch",
 )
 """In the order of `tnt --help`. A module has a function `command`, or an `app` of several."""
 for name in COMMANDS:

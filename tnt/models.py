@@ -1,13 +1,14 @@
 """Models: how a model, its tokenizer and its adapters are saved and loaded.
 
-A full model is a plain transformers folder. A LoRA round stores its adapter and `parent.json`,
-which names the folder beside it that the adapter belongs on; `load` walks that chain and checks
-every link's hash.
+A full model is a plain transformers folder. A round with a patch or an adapter stores that alone
+and `parent.json`, which names the folder beside it that it belongs on; `load` walks that chain and
+checks every link's hash.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from tnt.core.hashes import sha256_of
 from tnt.core.params import STRICT
 
 PARENT_FILE = "parent.json"
+PATCH_FILE = "patch.safetensors"
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -36,11 +38,13 @@ class RuntimeParams:
 
 
 def load(path: Path, *, device: str = "cpu") -> Any:
-    """Return the model of a folder, in float32 and evaluation mode, adapters merged.
+    """Return the model of a folder, in float32 and evaluation mode.
+
+    Adapters are merged into it, patches stand beside its last MLP.
 
     Raises:
-        ValueError: The folder is missing or damaged, or an adapter's parent is not the one it was
-            trained on.
+        ValueError: The folder is missing or damaged, or an adapter's or a patch's parent is not the
+            one it was trained on.
     """
     if not path.is_dir():
         raise ValueError(f"{path} is not a model folder. Run `dvc repro`, which makes it.")
@@ -49,27 +53,55 @@ def load(path: Path, *, device: str = "cpu") -> Any:
         with readable(str(path), MAKE_AGAIN):
             return from_pretrained(str(path)).eval().to(device)
 
-    from peft import PeftModel
-
+    patch_file = path / PATCH_FILE
     link = read_json(parent_file, "parent", "sha256")
     parent = path.parent / link["parent"]
     if (found := sha256_of(parent)) != link["sha256"]:
+        kind = "a patch" if patch_file.exists() else "an adapter"
         raise ValueError(
-            f"{path} is an adapter for {parent} with hash {link['sha256'][:12]}, but that folder "
+            f"{path} is {kind} for {parent} with hash {link['sha256'][:12]}, but that folder "
             f"now has {found[:12]}. Run `dvc checkout` or train the round again."
         )
     original = load(parent, device=device)
+    if patch_file.exists():
+        from tnt.patches import artifact, neurons
+
+        neurons.attach(original, artifact.read(patch_file))
+        return original
+
+    from peft import PeftModel
+
     with readable(str(path), MAKE_AGAIN):
         adapted = PeftModel.from_pretrained(original, str(path))
     return adapted.merge_and_unload().eval()
 
 
+def patches_between(ancestor: Path, path: Path) -> list[Any] | None:
+    """Return the patches that make one model out of another, in order; None if other updates do.
+
+    Args:
+        ancestor: The folder of the one.
+        path: Of the other, beside it.
+    """
+    from tnt.patches import artifact
+
+    found: list[Any] = []
+    while path.name != ancestor.name:
+        if not (path / PATCH_FILE).exists():
+            return None
+        found.insert(0, artifact.read(path / PATCH_FILE))
+        path = path.parent / read_json(path / PARENT_FILE, "parent")["parent"]
+    return found
+
+
 def load_tokenizer(path: Path) -> Any:
-    """Return the tokenizer of a model folder."""
+    """Return the tokenizer of a model folder; a patch has its parent's."""
     from transformers import AutoTokenizer
 
     if not path.is_dir():
         raise ValueError(f"{path} is not a model folder. Run `dvc repro`, which makes it.")
+    if (path / PATCH_FILE).exists():
+        return load_tokenizer(path.parent / read_json(path / PARENT_FILE, "parent")["parent"])
     with readable(f"The tokenizer of {path}", MAKE_AGAIN):
         return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
 
@@ -78,7 +110,7 @@ def save(model: Any, tokenizer: Any, path: Path) -> None:
     """Save a model and its tokenizer as a folder that plain `from_pretrained` loads."""
     _fresh(path)
     model.save_pretrained(path)
-    _save_tokenizer(tokenizer, path)
+    save_tokenizer(tokenizer, path)
 
 
 def save_adapter(adapted: Any, tokenizer: Any, path: Path, *, parent: str, sha256: str) -> None:
@@ -87,12 +119,25 @@ def save_adapter(adapted: Any, tokenizer: Any, path: Path, *, parent: str, sha25
     adapted.peft_config["default"].base_model_name_or_path = parent
     adapted.save_pretrained(path)
     (path / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    _save_tokenizer(tokenizer, path)
+    save_tokenizer(tokenizer, path)
+    _save_link(path, parent, sha256)
+
+
+def save_patch(neurons: Any, path: Path, *, parent: str, sha256: str) -> None:
+    """Save only a patch, with the name and hash of the parent it belongs on."""
+    from tnt.patches import artifact
+
+    _fresh(path)
+    artifact.write(neurons, path / PATCH_FILE)
+    _save_link(path, parent, sha256)
+
+
+def _save_link(path: Path, parent: str, sha256: str) -> None:
     link = {"parent": parent, "sha256": sha256}
     (path / PARENT_FILE).write_text(json.dumps(link, indent=1) + "\n")
 
 
-def _save_tokenizer(tokenizer: Any, path: Path) -> None:
+def save_tokenizer(tokenizer: Any, path: Path) -> None:
     """Save a tokenizer, but not how it was loaded: offline or not, its bytes are the same."""
     for key in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(key, None)
@@ -105,6 +150,17 @@ def copy_parent(parent: Path, path: Path) -> None:
     shutil.copytree(parent, path, dirs_exist_ok=True)
 
 
+def in_weights(model: Any) -> Any:
+    """Return a model with the patches beside it written into its weights, for training those."""
+    from tnt.patches.neurons import patches_of
+
+    if not patches_of(model):
+        return model
+    from tnt.patches.written import written
+
+    return written(model)
+
+
 def is_encoder_decoder(model: Any) -> bool:
     """Whether the prompt goes to an encoder (T5) rather than before the completion (causal)."""
     return bool(model.config.is_encoder_decoder)
@@ -113,6 +169,45 @@ def is_encoder_decoder(model: Any) -> bool:
 def decoder_start(config: Any) -> int | None:
     """Return the token that an encoder-decoder model's decoder starts from; None for a causal."""
     return config.decoder_start_token_id if config.is_encoder_decoder else None
+
+
+SHORTEST = 8
+"""Tokens of a beginning that is worth reading once for all."""
+
+
+def shared_beginning(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int, Any]:
+    """Return how many tokens all rows begin with, and a cache that holds them for so many rows.
+
+    A chat template and a prompt set's own text are half of many a prompt. Where a model keeps more
+    of the past than keys and values of every token, nothing is shared: 0, and no cache.
+
+    Args:
+        model: That is to read the rows.
+        rows: Ids of at least a token each; of every row at least one is left to be read.
+    """
+    import torch
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    columns = itertools.takewhile(lambda ids: len({*ids}) == 1, zip(*rows, strict=False))
+    length = min(sum(1 for _ in columns), min(map(len, rows)) - 1)
+    if is_encoder_decoder(model) or len(rows) < 2 or length < SHORTEST:
+        return 0, None
+    begun = torch.tensor([rows[0][:length]], device=model.device)
+    with torch.no_grad():
+        cache = model(input_ids=begun, use_cache=True, logits_to_keep=1).past_key_values
+    if type(cache) is not DynamicCache or any(type(x) is not DynamicLayer for x in cache.layers):
+        return 0, None
+    cache.batch_repeat_interleave(len(rows))
+    return length, cache
+
+
+def end_ids(model: Any) -> list[int]:
+    """Return the tokens that end a completion."""
+    end = model.generation_config.eos_token_id
+    if end is None:
+        end = model.config.eos_token_id
+    return end if isinstance(end, list) else [] if end is None else [end]
 
 
 def context_length(config: Any) -> int | None:

@@ -7,12 +7,14 @@ of the result.
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass as params_dataclass
 
 from tnt import models
 from tnt.core.hashes import choose
@@ -21,15 +23,16 @@ from tnt.core.records import Completion, Prompt
 from tnt.models import by_length, decode
 
 
-@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+@params_dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
 class SamplingParams:
     """How completions are drawn. Greedy unless a temperature is given."""
 
     max_new_tokens: PositiveInt | dict[str, PositiveInt]
     """The longest completion: one number, or one for each prompt set."""
     batch_size: PositiveInt
-    max_prompts: PositiveInt | None = None
-    """Prompts used of each split of each prompt set, chosen by hash; None is all."""
+    max_prompts: PositiveInt | dict[str, PositiveInt] | None = None
+    """Prompts used of each split of each prompt set, chosen by hash: one number, or one for each
+    set that is not to be used whole; None is all."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy. Annotate what you will serve."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -44,7 +47,12 @@ class SamplingParams:
 
     def chosen(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """Return the prompts that are to be answered, at most `max_prompts` of each."""
-        return choose(prompts, self.max_prompts)
+        if not isinstance(self.max_prompts, dict):
+            return choose(prompts, self.max_prompts)
+        most = self.max_prompts
+        sets = dict.fromkeys(p.prompt_set for p in prompts)
+        of_sets = {name: [p for p in prompts if p.prompt_set == name] for name in sets}
+        return [p for name, of_set in of_sets.items() for p in choose(of_set, most.get(name))]
 
     def limit(self, prompt_set: str) -> int:
         """Return `max_new_tokens` for a prompt set.
@@ -127,18 +135,54 @@ def _batches(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[Prompt
 
 def _generate(model: Any, batch: list[Prompt], params: SamplingParams) -> list[list[int]]:
     """Return the completion ids of one batch, cut after the end-of-sequence token."""
-    import torch
+    limit = params.limit(batch[0].prompt_set)
+    return continued(model, [Start(p.prompt_ids, [], limit) for p in batch], params)
 
-    prompt_ids = [p.prompt_ids for p in batch]
-    width = max(map(len, prompt_ids))
-    end_ids = set(_end_ids(model))
+
+Allows = Callable[[list[int], int], bool]
+"""(the tokens added so far, a token) -> whether it may come next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What is to be continued."""
+
+    prompt_ids: list[int]
+    prefix: list[int]
+    """The completion so far."""
+    limit: int
+    """The most tokens that may be added."""
+    banned: frozenset[int] = frozenset()
+    """Tokens that must not come next; later they may."""
+    allows: Allows | None = None
+    """Asked about every token before it is taken."""
+
+
+def continued(model: Any, starts: Sequence[Start], params: SamplingParams) -> list[list[int]]:
+    """Return what a model adds to some starts, each cut after the end-of-sequence token.
+
+    Args:
+        model: A causal or encoder-decoder model in evaluation mode.
+        starts: One batch; for an encoder-decoder model their prefixes are equally long.
+        params: How to draw.
+    """
+    import torch
+    from transformers import LogitsProcessorList
+
+    causal = not models.is_encoder_decoder(model)
+    given = [[*s.prompt_ids, *s.prefix] if causal else s.prompt_ids for s in starts]
+    width = max(map(len, given))
+    shared, cache = models.shared_beginning(model, given)
+    end_ids = set(models.end_ids(model))
     pad = min(end_ids, default=0)
-    input_ids = torch.full((len(prompt_ids), width), pad)
+    input_ids = torch.full((len(given), width), pad)
     attention_mask = torch.zeros_like(input_ids)
-    left = not models.is_encoder_decoder(model)  # a causal model continues at the right edge
-    for i, ids in enumerate(prompt_ids):
-        span = slice(width - len(ids), width) if left else slice(0, len(ids))
-        input_ids[i, span] = torch.tensor(ids)
+    for i, ids in enumerate(given):  # a causal model continues at the right edge
+        input_ids[i, :shared] = torch.tensor(ids[:shared])
+        attention_mask[i, :shared] = 1
+        rest = ids[shared:]
+        span = slice(width - len(rest), width) if causal else slice(0, len(rest))
+        input_ids[i, span] = torch.tensor(rest)
         attention_mask[i, span] = 1
     draw: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if params.temperature > 0:
@@ -148,22 +192,78 @@ def _generate(model: Any, batch: list[Prompt], params: SamplingParams) -> list[l
             "top_p": params.top_p,
             "top_k": 0,
         }
+    if cache is not None:
+        draw["past_key_values"] = cache
+    begun = width
+    if not causal:
+        begun = 1 + len(starts[0].prefix)  # the decoder's own start token is no completion token
+        if starts[0].prefix:
+            first = models.decoder_start(model.config)
+            prefixes = torch.tensor([[first, *start.prefix] for start in starts])
+            draw["decoder_input_ids"] = prefixes.to(model.device)
+    if any(start.banned or start.allows for start in starts):
+        draw["logits_processor"] = LogitsProcessorList([_Allowed(begun, starts, end_ids, params)])
     with torch.inference_mode():
         output = model.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
-            max_new_tokens=params.limit(batch[0].prompt_set),
+            max_new_tokens=max(start.limit for start in starts),
             num_beams=1,
             repetition_penalty=1.0,
             pad_token_id=pad,
             **draw,
         )
-    start = width if left else 1  # the decoder's own start token is no completion token
     completions = []
-    for row in output[:, start:].tolist():
+    for start, row in zip(starts, output[:, begun:].tolist(), strict=True):
         ends = (i for i, token in enumerate(row) if token in end_ids)
-        completions.append(row[: next(ends, len(row) - 1) + 1])
+        completions.append(row[: min(next(ends, len(row) - 1) + 1, start.limit)])
     return completions
+
+
+@dataclass(frozen=True, slots=True)
+class _Allowed:
+    """A logits processor: leaves what each row may go on with."""
+
+    begun: int
+    """The length of what is continued."""
+    starts: Sequence[Start]
+    end_ids: set[int]
+    params: SamplingParams
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Return the scores, -inf at what must not come next.
+
+        At a temperature, only what was drawn is left.
+        """
+        import torch
+
+        scores = scores.clone()
+        for start, added, row in zip(
+            self.starts, input_ids[:, self.begun :].tolist(), scores, strict=True
+        ):
+            if not added:
+                row[[*start.banned]] = -math.inf
+            if start.allows is None or self.end_ids & {*added} or len(added) >= start.limit:
+                continue
+            while row.isfinite().any():
+                token = self._drawn(row)
+                if start.allows(added, token):
+                    if self.params.temperature:
+                        row[torch.arange(len(row), device=row.device) != token] = -math.inf
+                    break
+                row[token] = -math.inf
+        return scores
+
+    def _drawn(self, row: Any) -> int:
+        """Return a token as generation draws it."""
+        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+        if not self.params.temperature:
+            return int(row.argmax())
+        warped = TemperatureLogitsWarper(self.params.temperature)(None, row[None].float())
+        if self.params.top_p < 1:
+            warped = TopPLogitsWarper(self.params.top_p)(None, warped)
+        return int(warped.softmax(-1).multinomial(1))
 
 
 def _completion(
@@ -177,12 +277,5 @@ def _completion(
         prompt_ids=prompt.prompt_ids,
         completion_ids=ids,
         text=decode(tokenizer, ids),
-        finished=ids[-1] in _end_ids(model),
+        finished=ids[-1] in models.end_ids(model),
     )
-
-
-def _end_ids(model: Any) -> list[int]:
-    end = model.generation_config.eos_token_id
-    if end is None:
-        end = model.config.eos_token_id
-    return end if isinstance(end, list) else [] if end is None else [end]

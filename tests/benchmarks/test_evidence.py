@@ -194,7 +194,7 @@ def test_the_conclusions_about_the_real_model_are_those_of_the_results():
             assert float(kept(method, of)[:-1]) < float(kept("default", of)[:-1])
     for row in (
         f"and {summaries} unrelated summaries |",
-        f"the first round above | {left('default')} | {kept('default')} | |",
+        f"weights updated gently, `tnff` | {left('default')} | {kept('default')} | |",
         f"`tnff` at a higher learning rate | {left('tnff')} | {kept('tnff')} | |",
         f"the gentlest other loss, `nl`, at its best | {left('nl', without)} | "
         f"{kept('nl', cells=without)} | |",

@@ -7,7 +7,7 @@ import pytest
 EVERY = [
     "base", "prepare_test", "respond_base", "respond@r1", "respond@r2", "compare",
     *(f"{stage}@{r}" for r in ("r1", "r2")
-      for stage in ("prepare", "generate", "detect", "mask", "train", "evaluate")),
+      for stage in ("prepare", "generate", "detect", "rollout", "mask", "train", "evaluate")),
 ]  # fmt: skip
 
 
@@ -19,7 +19,7 @@ EVERY = [
         ("tnt/training/order.py", ["train@r1", "train@r2"]),
         ("tnt/losses/table.py", ["train@r1", "evaluate@r1", "train@r2", "evaluate@r2"]),
         ("tnt/report/templates/report.css", ["compare"]),
-        ("data/lists/hedges.txt", ["compare", "detect@r2", "evaluate@r2"]),
+        ("data/lists/hedges.txt", ["compare", "detect@r2", "rollout@r2", "evaluate@r2"]),
         ("data/prompts/questions/first.jsonl", ["prepare_test", "compare"]),
         ("tnt/commands/affects.py", []),
     ],

@@ -10,7 +10,7 @@ import pytest
 
 from tnt.core import artifacts, hashes
 from tnt.core.hashes import sha256_of
-from tnt.core.records import Completion, Flag, Mask, Prompt
+from tnt.core.records import Completion, Flag, Mask, Prompt, Rollout
 
 PROMPTS = [
     Prompt("replies/b", "replies", "train", "héllo 😀", "Reply: héllo 😀", [1, 2, 3], "a réf"),
@@ -39,10 +39,12 @@ def test_columns_are_the_fields_and_only_a_reference_may_be_missing():
     ids, bools = (f"list<element: {kind} not null> not null" for kind in ("int32", "bool"))
     text = "string not null"
     completion = (text, "int32 not null", text, text, ids, ids, text, "bool not null")
-    mask = (text, "int32 not null", ids, ids, bools, bools, text)
+    sets = f"list<element: {ids}> not null"
+    mask = (text, "int32 not null", ids, ids, bools, bools, text, sets)
+    rollout = (text, "int32 not null", ids, ids, sets, sets, text)
     prompt = (text, text, text, text, text, ids, "string")
     flag = (text, "int32 not null", text, text, *["int32 not null"] * 2, text, "double not null")
-    kinds = {Completion: completion, Mask: mask, Prompt: prompt, Flag: flag}
+    kinds = {Completion: completion, Mask: mask, Prompt: prompt, Flag: flag, Rollout: rollout}
     for record, expected in kinds.items():
         names = [field.name for field in dataclasses.fields(record)]
         columns = [f"pyarrow.Field<{n}: {k}>" for n, k in zip(names, expected, strict=True)]

@@ -61,7 +61,8 @@ READ = [
 ]
 """Every Parquet file that a stage reads; two of the three that `evaluate` compares."""
 ORDER = (
-    "resolve", "base", "prepare@r1", "generate@r1", "detect@r1", "mask@r1", "train@r1",
+    "resolve", "base", "prepare@r1", "generate@r1", "detect@r1", "rollout@r1", "mask@r1",
+    "train@r1",
     "evaluate@r1", "compare",
 )  # fmt: skip
 """A stage of every module."""
@@ -138,7 +139,7 @@ def test_masks_without_their_source_stop_the_training(project, refused):
     pq.write_table(table.drop_columns(["source"]), path)
     line = refused("train")
     assert "masks.parquet has columns ['prompt_id', 'sample', " in line
-    assert "'source']). Delete it and run `dvc repro`" in line
+    assert "'source', 'excluded']). Delete it and run `dvc repro`" in line
 
 
 def test_columns_of_another_type_are_named_with_their_types(finished_llama, tmp_path):

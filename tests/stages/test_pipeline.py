@@ -23,7 +23,7 @@ from tnt.core.params import load_section
 from tnt.project import pins
 from tnt.stages.evaluate import EvaluateStageParams, evaluate
 
-ROUND_STAGES = ("prepare", "generate", "detect", "mask", "train", "respond", "evaluate")
+ROUND_STAGES = ("prepare", "generate", "detect", "rollout", "mask", "train", "respond", "evaluate")
 SIDES = ("before", "after")
 PLUGIN = """
 from dataclasses import dataclass
@@ -211,7 +211,7 @@ def test_an_edit_of_code_is_to_run_the_stages_that_pin_the_file(project):
 
 def test_a_changed_list_reruns_its_readers(project):
     project.write("data/lists/hedges.txt", "# Politeness.\nwell, maybe\n")
-    assert project.repro() == {"resolve", "detect@r2", "evaluate@r2", "compare"}
+    assert project.repro() == {"resolve", "detect@r2", "rollout@r2", "evaluate@r2", "compare"}
 
 
 def test_changed_labels_rerun_the_comparison_alone(project):
@@ -230,7 +230,7 @@ def test_a_changed_plugin_reruns_its_readers(project):
     metrics = project.json("data/evaluations/r2/metrics.json")["learned"]["maybes"]
     assert metrics["before"]["flagged"] >= 5
     project.write("plugins/words.py", PLUGIN + "\n# The same.\n")
-    assert project.repro() == {"resolve", "detect@r2", "evaluate@r2", "compare"}
+    assert project.repro() == {"resolve", "detect@r2", "rollout@r2", "evaluate@r2", "compare"}
 
 
 def test_a_round_without_a_flag_is_its_parent(project):
@@ -358,7 +358,14 @@ def test_a_model_is_not_different_from_itself(finished_llama, monkeypatch, tmp_p
     params = load_section(path / "resolved/r1/evaluate.yaml", EvaluateStageParams)
     completions, model = path / "evaluations/base/completions.parquet", path / "models/base"
     prompts = path / "prepared/test_prompts.parquet"
-    evaluate(prompts, *[completions] * 3, *[model] * 3, tmp_path / "metrics.json", params=params)
+    evaluate(
+        prompts,
+        *[completions] * 3,
+        *[model] * 3,
+        tmp_path / "metrics.json",
+        tmp_path / "n.json",
+        params=params,
+    )
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for found in metrics["sets"].values():
         assert found["clean_unchanged"]["rate"] == 1

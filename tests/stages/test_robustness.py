@@ -150,7 +150,10 @@ BAD_PARAMS = {
         edit("batch_size: 8", "batch_size: eight"),
         ["params.yaml: train.batch_size is 'eight'", "Correct the value."],
     ),
-    "missing key": (edit("  epochs: 12\n", ""), ["params.yaml: the key 'train.epochs' is missing"]),
+    "missing key": (
+        edit("  divergence_prompts: 8\n", ""),
+        ["params.yaml: the key 'evaluate.divergence_prompts' is missing"],
+    ),
     "shares": (
         edit("{train: 0, validation: 0.3, test: 0.7}", "{train: 0.5, validation: 0.3, test: 0.7}"),
         ["params.yaml: prompt_sets.questions.shares", "add up to 1.5; make it 1"],
@@ -340,7 +343,7 @@ def test_an_id_is_any_text_and_no_path(project):
     around = set(project.path.parent.rglob("*")) - set(project.path.rglob("*"))
     assert project.tnt("check").returncode == 0
     assert project.run(*RESOLVE).returncode == 0
-    for stage in ("prepare", "generate", "detect", "mask"):
+    for stage in ("prepare", "generate", "detect", "rollout", "mask"):
         done = project.run(*project.command(stage))
         assert done.returncode == 0, done.stderr
     masks = artifacts.read(project.path / "data/rounds/r1/masks.parquet", Mask)

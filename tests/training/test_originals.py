@@ -134,7 +134,13 @@ def moved_token():
     """The same tokens one after the other, divided otherwise into prompt and completion."""
     [first, *others] = masks_of()
     prompt, completion = first.prompt_ids, first.completion_ids
-    moved = replace(first, prompt_ids=prompt[:-1], completion_ids=prompt[-1:] + completion)
+    moved = replace(
+        first,
+        prompt_ids=prompt[:-1],
+        completion_ids=prompt[-1:] + completion,
+        negative_mask=[False, *first.negative_mask],
+        kept_mask=[True, *first.kept_mask],
+    )
     return [moved, *others]
 
 

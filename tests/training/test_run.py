@@ -282,14 +282,19 @@ def test_corrections_become_likelier_and_negative_tokens_go(tmp_path, loss):
     flagged = [m for m in masks if any(m.negative_mask)]
     found, _ = trained(masks, tmp_path, loss=loss, epochs=6, learning_rate=3e-3)
     assert mean_log_prob(found, corrected) > mean_log_prob(tiny.llama(), corrected) + 0.5
-    negative = [replace(m, completion_ids=m.completion_ids[:2]) for m in flagged]
-    firsts = [replace(m, completion_ids=m.completion_ids[:1]) for m in flagged]
+    negative, firsts = ([cut(m, length) for m in flagged] for length in (2, 1))
 
     def of_second(model):  # the negative token is the second of each
         return 2 * mean_log_prob(model, negative) - mean_log_prob(model, firsts)
 
     if loss != "sft_clean":  # which never sees what is flagged
         assert of_second(found) < of_second(tiny.llama()) - 0.5
+
+
+def cut(mask, length):
+    """Return a mask's first tokens."""
+    per_token = ("completion_ids", "negative_mask", "kept_mask")
+    return replace(mask, **{name: getattr(mask, name)[:length] for name in per_token})
 
 
 def test_sft_clean_learns_from_corrections_of_what_it_drops(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 from tnt import detectors, models, prompts
 from tnt.core import artifacts, validation
 from tnt.core.artifacts import R
-from tnt.core.records import BASE, Completion, Flag, Mask, Prompt, Split
+from tnt.core.records import BASE, Completion, Flag, Mask, Prompt, Rollout, Split
 from tnt.core.tables import read_numbers
 from tnt.core.validation import Suite
 from tnt.detectors import redaction
@@ -67,7 +67,7 @@ def build() -> Path:
 
 def suites(loaded: Project) -> Iterator[tuple[str, Suite]]:
     """Yield the suite of every artifact that is there, with its name."""
-    from tnt.stages import detect, evaluate, mask, prepare, train
+    from tnt.stages import detect, evaluate, mask, prepare, rollout, train
 
     redacting = {n: detectors.build(n, loaded.detectors[n]) for n in loaded.report.redact}
     test_prompts = _read(layout.TEST_PROMPTS, Prompt)
@@ -99,9 +99,13 @@ def suites(loaded: Project) -> Iterator[tuple[str, Suite]]:
         if (folder / "flags.parquet").is_file():
             shown = redaction.redacted(redacting, completions)
             yield f"{name}_flags", detect.flags_suite(flags, shown, round_.detectors)
+        rollouts = _read(folder / "rollouts.parquet", Rollout)
+        if rollouts:
+            most = loaded.section(name, "rollout").max_bans
+            yield f"{name}_rollouts", rollout.rollouts_suite(rollouts, completions, most)
         if masks := _read(folder / "masks.parquet", Mask):
             share = (expect.min_negative_share, expect.max_negative_share)
-            yield f"{name}_masks", mask.masks_suite(masks, completions, flags, share)
+            yield f"{name}_masks", mask.masks_suite(masks, completions, flags, rollouts, share)
         if (log := folder / "training.csv").is_file():
             columns, rows = read_numbers(log)
             yield f"{name}_training", train.training_suite(rows, columns)

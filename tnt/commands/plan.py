@@ -19,6 +19,12 @@ TRAINING_S = 0.7
 """Of training on one completion once."""
 DIVERGENCE_S = 1.2
 """Of running two models over one completion."""
+WALK_S = 0.5
+"""Of continuing a completion without what is flagged, over all of them."""
+FEATURES_S = 0.4
+"""Of one pass of the original over a completion."""
+PATCH_STEP_S = 0.2
+"""Of a step of training a patch."""
 SMALL_STAGE_S = 5.0
 BASE_S = 40.0
 MODEL_GB = 0.54
@@ -98,20 +104,28 @@ def _estimate(stage: str, loaded: Project) -> float:
         compared = 1 if loaded.rounds[name].parent == BASE else 2
         rows = sum(min(n, loaded.evaluate.divergence_prompts) for n in evaluated.values())
         return rows * compared * DIVERGENCE_S
-    if kind in ("generate", "train"):
+    if kind in ("generate", "rollout", "train"):
         sampling = loaded.section(name, "generate")
         asked = _count(loaded, loaded.rounds[name].prompts, "train")
         counts = _answered(asked, sampling)
         if kind == "generate":
             return _tokens(counts, sampling) * TOKEN_S
         rows = sum(counts.values()) * sampling.samples
+        patch = loaded.section(name, "train").patch
+        if kind == "rollout":
+            walks = loaded.section(name, "mask").span_tokens == "completing"
+            return rows * (walks * WALK_S + (patch is not None) * FEATURES_S)
+        if patch:
+            return SMALL_STAGE_S + patch.steps * PATCH_STEP_S
         return rows * loaded.section(name, "train").epochs * TRAINING_S
     return BASE_S if kind == "base" else SMALL_STAGE_S
 
 
 def _answered(counts: dict[str, int], sampling: SamplingParams) -> dict[str, int]:
     """Return how many of so many prompts of each set are answered."""
-    return {name: min(count, sampling.max_prompts or count) for name, count in counts.items()}
+    most = sampling.max_prompts
+    bounds = most if isinstance(most, dict) else dict.fromkeys(counts, most)
+    return {name: min(count, bounds.get(name) or count) for name, count in counts.items()}
 
 
 def _tokens(counts: dict[str, int], sampling: SamplingParams) -> int:
@@ -121,8 +135,9 @@ def _tokens(counts: dict[str, int], sampling: SamplingParams) -> int:
 
 def _disk(stage: str, loaded: Project) -> float:
     kind, _, name = stage.partition("@")
-    if kind == "train" and loaded.section(name, "train").lora is None:
-        return MODEL_GB
+    if kind == "train":
+        train = loaded.section(name, "train")
+        return MODEL_GB if train.lora is None and train.patch is None else 0.0
     return MODEL_GB if kind == "base" else 0.0
 
 

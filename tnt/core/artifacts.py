@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from tnt.core.records import BASE, Flag, Record, Source, Split
+from tnt.core.records import BASE, End, Flag, Record, Source, Split
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,11 +89,12 @@ def schema(record: type[R]) -> pa.Schema:
     ids, bools = (
         pa.list_(pa.field("element", inner, nullable=False)) for inner in (pa.int32(), pa.bool_())
     )
+    sets = pa.list_(pa.field("element", ids, nullable=False))
     optional = str | None
     types: dict[Any, pa.DataType] = {
-        **dict.fromkeys((str, Split, Source, optional), pa.string()),
+        **dict.fromkeys((str, Split, Source, End, optional), pa.string()),
         **{int: pa.int32(), float: pa.float64(), bool: pa.bool_()},
-        **{list[int]: ids, list[bool]: bools},
+        **{list[int]: ids, list[bool]: bools, list[list[int]]: sets},
     }
     hints = get_type_hints(record)
     return pa.schema(

@@ -7,7 +7,7 @@ which people wrote, are tokenised at all. Character offsets count Python charact
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 BASE = "base"
@@ -18,7 +18,8 @@ PromptFiles = dict[str, list[str]]
 
 
 Split = Literal["train", "validation", "test"]
-Source = Literal["generated", "corrected"]
+Source = Literal["generated", "rollout", "corrected"]
+End = Literal["clean", "as_is", "bound", "exhausted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,34 @@ class Flag:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollout:
+    """The way of the token ideal from one prompt: what is flagged is banned, the rest continued.
+
+    A completion that nothing flags is its own.
+    """
+
+    prompt_id: str
+    sample: int
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    banned: list[list[int]]
+    """The tokens that were banned at each token, most often none. The last token of a rollout that
+    did not become clean is itself among them."""
+    rivals: list[list[int]]
+    """Other likely tokens that would have been flagged there, most often none."""
+    end: End
+    """`clean`; `as_is`: flagged, and the completion itself, by people who cannot be asked about
+    another text; `bound`: too many bans; `exhausted`: nothing else could follow."""
+
+    KEY: ClassVar = ("prompt_id", "sample")
+
+
+@dataclass(frozen=True, slots=True)
 class Mask:
     """Which tokens of a completion are negative and which are kept; a token may be neither.
 
-    Beside what the model generated there may be a row with what people would have had it say.
+    A row is what the model generated, or the rollout in its place; beside it there may be a row
+    with what people would have had it say.
     """
 
     prompt_id: str
@@ -96,8 +121,24 @@ class Mask:
     kept_mask: list[bool]
     source: Source = "generated"
     """`corrected`: people's text. Its tokens are all kept, and learned by cross-entropy."""
+    excluded: list[list[int]] = field(default_factory=list)
+    """The set of negative tokens at each token of a rollout; for all other rows there is no list,
+    and at a negative token the set is the token itself."""
 
     KEY: ClassVar = ("prompt_id", "sample", "source")
 
+    def sets(self) -> list[list[int]]:
+        """Return the set of negative tokens at each token, most often none."""
+        own = zip(self.completion_ids, self.negative_mask, strict=True)
+        return self.excluded or [[token] if hit else [] for token, hit in own]
 
-Record = Prompt | Completion | Flag | Mask
+
+Key = tuple[str, int]
+
+
+def key_of(row: Completion | Flag | Rollout | Mask) -> Key:
+    """Return which completion a row is, or is about."""
+    return row.prompt_id, row.sample
+
+
+Record = Prompt | Completion | Flag | Rollout | Mask

@@ -30,7 +30,8 @@ Detect = Callable[[str, str], list[Span]]
 A detector that is faster on many texts at once may also have a method `many`, from a list of such
 pairs to an iterator over their spans, in the same order; it is then called instead. A method
 `prepare`, without arguments, is called before any text is shown to it: errors in it are reported
-in full, later ones by their type only, because they may quote the text."""
+in full, later ones by their type only, because they may quote the text. An attribute `recalls`,
+True, says that it knows only the texts that people saw, and cannot judge another."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,4 +34,5 @@ def build(params: AnnotationsParams) -> Callable[[str, str], list[Span]]:
         annotation = found.get((prompt_input, text))
         return [Span(*span) for span in annotation.flagged()] if annotation else []
 
+    detect.recalls = True  # type: ignore[attr-defined]
     return detect

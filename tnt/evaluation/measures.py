@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-from tnt.core import hashes
-from tnt.core.records import Completion, Flag, Mask
+from tnt.core.records import Completion, Flag, Key, key_of
 from tnt.detectors import repetition, running
 from tnt.detectors.repetition import RepetitionParams
 from tnt.evaluation import metrics
-from tnt.evaluation.divergence import divergence
 from tnt.evaluation.metrics import Rate, Similarity
-from tnt.evaluation.round_metrics import DetectorChange, Divergence, Quality
-from tnt.masks.flagged import mask_all
-from tnt.masks.params import MaskParams
+from tnt.evaluation.round_metrics import DetectorChange, Quality
 
-Key = tuple[str, int]
 SIDES = ("base", "before", "after")
 """The base's completions, the parent's and the round's."""
 
@@ -67,49 +61,3 @@ def quality(completions: list[Completion], references: dict[str, str | None]) ->
             [c.text for c in completions], [references[c.prompt_id] for c in completions]
         ),
     )
-
-
-def divergences(
-    original: Any,
-    updated: Any,
-    tokenizer: Any,
-    completions: list[Completion],
-    flags: list[Flag],
-    mask: MaskParams,
-    *,
-    prompts_per_set: int,
-    batch_size: int,
-    name: str,
-) -> dict[str, Divergence]:
-    """Return how far `updated` is from `original`, by prompt set, on the latter's completions.
-
-    Args:
-        original: The model that gave the completions.
-        updated: The model that is measured.
-        tokenizer: Of both.
-        completions: What the original answered.
-        flags: What is negative in them, as
-        mask: says.
-        prompts_per_set: Chosen by hash.
-        batch_size: Completions that are passed at once.
-        name: Of the original, for the progress bar.
-    """
-    masks = mask_all(completions, flags, tokenizer, mask)
-    by_set: dict[str, list[Mask]] = {}
-    for completion, masked in zip(completions, masks, strict=True):
-        by_set.setdefault(completion.prompt_set, []).append(masked)
-    return {
-        prompt_set: divergence(
-            original,
-            updated,
-            hashes.lowest_hashes(members, prompts_per_set),
-            batch_size=batch_size,
-            title=f"divergence from {name} on {prompt_set}",
-        )
-        for prompt_set, members in by_set.items()
-    }
-
-
-def key_of(flag: Flag) -> Key:
-    """Return which completion a flag is about."""
-    return flag.prompt_id, flag.sample

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from tnt.core import artifacts
@@ -78,6 +78,18 @@ class Qualities:
 
 
 @dataclass(frozen=True, slots=True)
+class Gates:
+    """Where a round's patch acts on its parent's completions, those of all test prompts."""
+
+    kept: int
+    """Their kept tokens."""
+    fired: int
+    """Those of them where a neuron fires. At all others the model is its parent, bit for bit."""
+    changed: int
+    """Those where another token becomes the likeliest."""
+
+
+@dataclass(frozen=True, slots=True)
 class SetMetrics:
     """What a round did to one prompt set."""
 
@@ -93,6 +105,8 @@ class SetMetrics:
     """From the parent."""
     divergence_from_base: Divergence
     quality: Qualities
+    gates: Gates | None = None
+    """Of a round that is a patch; then the divergence from the parent is over all test prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +168,8 @@ def made(found: Mapping[str, Any]) -> RoundMetrics:
 def _made(kind: Any, found: Any, where: str) -> Any:
     """Return a JSON value as an object of a type, or the first of several that it fits."""
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if found is None and NoneType in kinds:
+        return None
     for one in kinds:
         if get_origin(one) is dict and isinstance(found, dict):
             return {

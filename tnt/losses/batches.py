@@ -33,6 +33,9 @@ class Batch:
     """[N] bool; a token may be neither negative nor kept, and then carries no loss."""
     corrected: Tensor
     """True at the tokens of people's corrections, which no model generated, [N] bool."""
+    excluded: Tensor
+    """The set of tokens that is negative at each token, [N, S] int64, filled up with one of its
+    own; at tokens that are not negative it says nothing."""
     decoder_input_ids: Tensor | None = None
     """Encoder-decoder: the completion shifted right, [B, T] int64; causal: None."""
 
@@ -78,6 +81,9 @@ def collate(masks: Sequence[Mask], *, decoder_start_id: int | None = None) -> Ba
         return torch.tensor([x for m in masks for x in getattr(m, name)], dtype=dtype)
 
     corrected = [m.source == "corrected" for m in masks for _ in m.completion_ids]
+    sets = [s or [0] for m in masks for s in m.sets()]
+    largest = max(map(len, sets), default=1)
+    filled = [s + s[:1] * (largest - len(s)) for s in sets]
 
     return Batch(
         input_ids=input_ids,
@@ -88,4 +94,5 @@ def collate(masks: Sequence[Mask], *, decoder_start_id: int | None = None) -> Ba
         negative=flat("negative_mask", torch.bool),
         kept=flat("kept_mask", torch.bool),
         corrected=torch.tensor(corrected, dtype=torch.bool),
+        excluded=torch.tensor(filled, dtype=torch.long).view(-1, largest),
     )

@@ -52,6 +52,7 @@ def fused_losses(
     token_ids: Tensor,
     negative: Tensor,
     *,
+    excluded: Tensor | None = None,
     normaliser: float = 1.0,
 ) -> Fused:
     """Return what `table.token_losses` gives for the two heads' logits, and its sum to train on.
@@ -68,6 +69,8 @@ def fused_losses(
         original_head: Of the original.
         token_ids: Generated tokens, [N] int64.
         negative: [N] or [N, V] bool, as in `token_losses`.
+        excluded: With [N] of them, the set of tokens that is negative in each row, [N, S] int64,
+            one or several times; None is the generated token.
         normaliser: What `total` is divided by.
 
     Raises:
@@ -83,6 +86,7 @@ def fused_losses(
         original_head=original_head,
         token_ids=token_ids,
         negative=negative,
+        excluded=token_ids[:, None] if excluded is None else excluded,
         normaliser=normaliser,
         gradient=torch.is_grad_enabled(),
     )
@@ -98,6 +102,7 @@ class _Job:
     original_head: Head | None
     token_ids: Tensor
     negative: Tensor
+    excluded: Tensor
     normaliser: float
     gradient: bool
 
@@ -117,7 +122,7 @@ class _Job:
             return chosen
         shape = len(rows), len(self.head.weight)
         none = torch.zeros(shape, dtype=torch.bool, device=chosen.device)
-        return none.scatter_(-1, self.token_ids[rows][:, None], value=True)
+        return none.scatter_(-1, self.excluded[rows], value=True)
 
 
 class _Fused(torch.autograd.Function):

@@ -6,10 +6,10 @@ white space. Which characters a token holds is worked out in `tnt.masks.alignmen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tnt.core.records import Completion, Flag, Mask
+from tnt.core.records import Completion, Flag, Key, Mask, Rollout, key_of
 from tnt.masks.alignment import Pieces, check_text, token_spans
 from tnt.masks.params import MaskParams
 
@@ -20,6 +20,7 @@ def mask_completion(
     tokenizer: Any,
     params: MaskParams,
     pieces: Pieces | None = None,
+    completing: int | None = None,
 ) -> Mask:
     """Return the token masks of one completion, given its flags.
 
@@ -29,6 +30,7 @@ def mask_completion(
         tokenizer: The one whose ids they are.
         params: What is negative, and what is kept.
         pieces: The tokenizer's, where many completions share them.
+        completing: Where the token stands that completes the first finding, if that is known.
 
     Raises:
         ValueError: A flag lies outside the completion's text, or the text is not what the ids
@@ -41,6 +43,11 @@ def mask_completion(
         spans = token_spans(tokenizer, ids, text, pieces)
     else:
         check_text(tokenizer, ids, text)
+    if flags and completing is not None and params.span_tokens == "completing":
+        places = range(len(ids))
+        return _mask(
+            completion, [i == completing for i in places], [i < completing for i in places]
+        )
     for flag in flags:
         if not 0 <= flag.start < flag.end <= len(text):
             raise ValueError(
@@ -65,6 +72,10 @@ def mask_completion(
         if params.after_negative == "end":
             limit = _end_of_span(flags, spans[first], text)
             negative = [hit and spans[i][0] < limit for i, hit in enumerate(negative)]
+    return _mask(completion, negative, kept)
+
+
+def _mask(completion: Completion, negative: list[bool], kept: list[bool]) -> Mask:
     return Mask(
         prompt_id=completion.prompt_id,
         sample=completion.sample,
@@ -72,6 +83,30 @@ def mask_completion(
         completion_ids=completion.completion_ids,
         negative_mask=negative,
         kept_mask=kept,
+    )
+
+
+def mask_rollout(rollout: Rollout) -> Mask:
+    """Return the token masks of a rollout.
+
+    A token is negative where the model itself would have said one of those that are excluded; where
+    only others are, it carries no loss. All others are kept.
+    """
+    return Mask(
+        prompt_id=rollout.prompt_id,
+        sample=rollout.sample,
+        prompt_ids=rollout.prompt_ids,
+        completion_ids=rollout.completion_ids,
+        negative_mask=[bool(banned) for banned in rollout.banned],
+        kept_mask=[
+            not banned and not likely
+            for banned, likely in zip(rollout.banned, rollout.rivals, strict=True)
+        ],
+        source="rollout",
+        excluded=[
+            sorted({*banned, *likely}) if banned else []
+            for banned, likely in zip(rollout.banned, rollout.rivals, strict=True)
+        ],
     )
 
 
@@ -85,20 +120,33 @@ def _end_of_span(flags: Sequence[Flag], token: tuple[int, int], text: str) -> in
 
 
 def mask_all(
-    completions: Iterable[Completion], flags: Iterable[Flag], tokenizer: Any, params: MaskParams
+    completions: Iterable[Completion],
+    flags: Iterable[Flag],
+    tokenizer: Any,
+    params: MaskParams,
+    completing: Mapping[Key, int] | None = None,
 ) -> list[Mask]:
     """Return the token masks of all completions, each with its own flags.
+
+    Args:
+        completions: Their ids and texts.
+        flags: All of theirs.
+        tokenizer: The one whose ids they are.
+        params: What is negative, and what is kept.
+        completing: By key, where the token stands that completes the first finding.
 
     Raises:
         ValueError: A flag belongs to no completion, or lies outside its text, or a text is not
             what its ids decode to.
     """
-    by_key: dict[tuple[str, int], list[Flag]] = {}
+    by_key: dict[Key, list[Flag]] = {}
     for flag in flags:
-        by_key.setdefault((flag.prompt_id, flag.sample), []).append(flag)
-    pieces = Pieces.of(tokenizer)
+        by_key.setdefault(key_of(flag), []).append(flag)
+    pieces, places = Pieces.of(tokenizer), completing or {}
     masks = [
-        mask_completion(c, by_key.pop((c.prompt_id, c.sample), []), tokenizer, params, pieces)
+        mask_completion(
+            c, by_key.pop(key_of(c), []), tokenizer, params, pieces, places.get(key_of(c))
+        )
         for c in completions
     ]
     if by_key:

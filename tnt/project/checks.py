@@ -167,6 +167,7 @@ def _refuse_rounds(project: Project, path: Path) -> None:
         _refuse_prompts(project, round_.prompts, f"{where}.prompts")
         for section in OVERRIDABLE:
             project.section(name, section)
+        _refuse_patch(project, name, where)
         _refuse_sets(project, name, where)
         listed.append(name)
     _refuse_prompts(project, project.evaluate.prompts, f"{path}: evaluate.prompts")
@@ -176,6 +177,27 @@ def _refuse_rounds(project: Project, path: Path) -> None:
             raise ValueError(
                 f"{path}: a prompt set cannot be called {prompt_set!r}. Use letters, digits, _, -."
             )
+
+
+def _refuse_patch(project: Project, name: str, where: str) -> None:
+    """Raise on a patch file that is not there, and on corrections that a patch should learn."""
+    patch = project.section(name, "train").patch
+    if patch is None:
+        return
+    for detector in project.rounds[name].detectors:
+        if project.detectors[detector].get("corrective"):
+            raise ValueError(
+                f"{where} trains a patch, and detectors.{detector} is corrective: a patch cannot "
+                "learn texts that the model does not say. Set one of the two to null or false."
+            )
+    if patch.file is not None:
+        file = Path(patch.file)
+        if not file.is_relative_to(layout.PATCHES) or ".." in file.parts or not file.is_file():
+            raise ValueError(
+                f"{where}.train.patch.file is {patch.file!r}. Name a file that is there, under "
+                f"{layout.PATCHES}."
+            )
+        _refuse_link(file, f"{where}.train.patch.file")
 
 
 def _refuse_sets(project: Project, name: str, where: str) -> None:

@@ -68,23 +68,36 @@ def params(project: Project) -> Resolved:
         inherited = [d for a in ancestors for d in project.rounds[a].detectors]
         measured = list(dict.fromkeys([*round_.detectors, *inherited]))
         mask = asdict(project.section(name, "mask"))
+        sampling = _of_sets(project.section(name, "generate"), "max_new_tokens", round_.prompts)
+        train = asdict(project.section(name, "train"))
+        ready = (train["patch"] or {}).get("file")
         expect = project.section(name, "expect")
         stages: dict[str, dict[str, Any]] = {
             "prepare": _prepare(project, round_.prompts, "train", WATCHED),
             "generate": {
                 "runtime": model_runtime,
-                "sampling": _of_sets(
-                    project.section(name, "generate"), "max_new_tokens", round_.prompts
-                ),
+                "sampling": sampling,
                 "max_empty": expect.max_empty,
             },
             "detect": _shown(project, round_.detectors),
+            "rollout": {
+                "runtime": runtime,
+                "detectors": _detectors(project, round_.detectors),
+                "sampling": sampling,
+                "rollout": asdict(project.section(name, "rollout")),
+                "walk": mask["span_tokens"] == "completing",
+                "patch": train["patch"] is not None,
+            },
             "mask": {
                 "mask": mask,
                 "corrections": _corrections(project, round_.detectors),
                 "negative_share": [expect.min_negative_share, expect.max_negative_share],
             },
-            "train": {"runtime": runtime, "train": asdict(project.section(name, "train"))},
+            "train": {
+                "runtime": runtime,
+                "train": train,
+                "patch": pinned([Path(ready)]) if ready else {},
+            },
             "evaluate": {
                 "runtime": model_runtime,
                 "detectors": _detectors(project, measured),

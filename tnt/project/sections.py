@@ -20,6 +20,7 @@ from tnt.masks.params import MaskParams
 from tnt.models import RuntimeParams
 from tnt.project import layout
 from tnt.prompts import PromptSetParams
+from tnt.rollouts.params import RolloutParams
 from tnt.sampling import SamplingParams
 from tnt.training.params import TrainParams
 
@@ -46,6 +47,7 @@ class ExpectParams:
 
 OVERRIDABLE = {
     "generate": SamplingParams,
+    "rollout": RolloutParams,
     "mask": MaskParams,
     "train": TrainParams,
     "expect": ExpectParams,
@@ -66,6 +68,7 @@ class RoundParams:
     prompts: PromptFiles
     """The prompt files it learns from."""
     generate: Overrides = None
+    rollout: Overrides = None
     mask: Overrides = None
     train: Overrides = None
     expect: Overrides = None
@@ -85,14 +88,15 @@ class ReportParams:
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
 class Project:
-    """params.yaml, section by section; `generate`, `mask`, `train` and `gate` are the defaults."""
+    """params.yaml, section by section; those in `OVERRIDABLE` are defaults of rounds."""
 
     runtime: RuntimeParams
     base: BaseParams
     prompt_sets: dict[str, PromptSetParams]
     detectors: dict[str, dict[str, Any]]
     generate: SamplingParams
-    mask: MaskParams
+    rollout: RolloutParams = field(default_factory=RolloutParams)
+    mask: MaskParams = field(default_factory=MaskParams)
     train: TrainParams
     respond: SamplingParams
     evaluate: EvaluateParams

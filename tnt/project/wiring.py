@@ -8,7 +8,9 @@ from typing import Any
 
 from tnt.project import layout
 
-SOURCES = (layout.PROMPTS, layout.LISTS, layout.ANNOTATIONS, layout.PLUGINS, layout.CODE)
+SOURCES = (
+    layout.PROMPTS, layout.LISTS, layout.ANNOTATIONS, layout.PATCHES, layout.PLUGINS, layout.CODE
+)  # fmt: skip
 """What `resolve` pins the files of."""
 STAGE = re.compile(r"python -m tnt\.stages\.(\w+)")
 

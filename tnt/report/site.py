@@ -38,6 +38,8 @@ class RoundPage:
     """All detectors that ran over the examples."""
     learned_from: Mapping[str, int]
     """Prompt set -> number of prompts whose completions it was trained on."""
+    neurons: Sequence[Mapping[str, Any]] = ()
+    """What each neuron of its patch does, as `tnt.evaluation.patched.Neuron` has it."""
 
 
 def write(rounds: Sequence[RoundPage], data: Mapping[str, Any], folder: Path) -> None:
@@ -52,6 +54,7 @@ def write(rounds: Sequence[RoundPage], data: Mapping[str, Any], folder: Path) ->
     for number, page in enumerate(rounds):
         html = template.render(
             page=page,
+            gates=words.gates(page.metrics),
             earlier=rounds[number - 1] if number else None,
             later=rounds[number + 1] if number + 1 < len(rounds) else None,
             kinds=examples.KINDS,

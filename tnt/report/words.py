@@ -57,7 +57,8 @@ def sentence(round_: Mapping[str, Any]) -> str:
         if name not in trained
         for part in _of_set(name, sets[name], trained_on=False)
     ]
-    return f"{subject}: {'; '.join(parts + rest)}."
+    said = f"{subject}: {'; '.join(parts + rest)}."
+    return f"{said} {gates(metrics)}".rstrip()
 
 
 def gate(round_: Mapping[str, Any]) -> str:
@@ -66,6 +67,21 @@ def gate(round_: Mapping[str, Any]) -> str:
     if metrics.gate.passed:
         return "Gate passed: every bound that was set for this round holds."
     return f"Gate failed: {metrics.gate.reasons.rstrip('.') or 'no reason was recorded'}."
+
+
+def gates(metrics: RoundMetrics) -> str:
+    """Return where a patch acts on what should stay as it is; nothing if the round is no patch."""
+    found = [of_set.gates for of_set in metrics.sets.values() if of_set.gates is not None]
+    if not found:
+        return ""
+    kept, fired, changed = (
+        sum(getattr(g, name) for g in found) for name in ("kept", "fired", "changed")
+    )
+    return (
+        f"Of the {kept:,} words and word parts that should stay as they are, the patch acts on "
+        f"{fired:,} and changes which comes first at {changed:,}. At all others the model is the "
+        "one it started from, bit for bit."
+    )
 
 
 def unchanged(prompt_set: str, found: Rate, *, flagged_before: bool) -> str:

@@ -100,6 +100,9 @@ def compare(
             examples=examples.pair(shown[parent], shown[name], flags[parent], flags[name]),
             looked_for=list(found),
             learned_from=learned_from(rounds_path / name / "prompts.parquet"),
+            neurons=artifacts.read_json(evaluations_path / name / "neurons.json", "neurons")[
+                "neurons"
+            ],
         )
         for name, parent in params.rounds.items()
     ]

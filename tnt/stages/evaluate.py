@@ -1,13 +1,14 @@
 r"""Stage `evaluate`: compare a round's model with its parent and with the base on unseen prompts.
 
     python -m tnt.stages.evaluate PROMPTS BASE_COMPLETIONS PARENT_COMPLETIONS OWN_COMPLETIONS \
-        BASE_MODEL PARENT_MODEL OWN_MODEL METRICS PARAMS
+        BASE_MODEL PARENT_MODEL OWN_MODEL METRICS NEURONS PARAMS
 
 Measures the round's own detectors and its ancestors', how much else moved, and the gate.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -23,12 +24,13 @@ from tnt.core import artifacts, validation
 from tnt.core.command import command
 from tnt.core.expected import FINITE, ROUND_OFF, SHARE, SHARES, suite, true
 from tnt.core.params import STRICT
-from tnt.core.records import BASE, Completion, Prompt
+from tnt.core.records import Completion, Prompt, key_of
 from tnt.core.validation import Expected, Suite
 from tnt.detectors import pinned, running
 from tnt.detectors.pinned import DetectorsParams
-from tnt.evaluation import gate, round_metrics
-from tnt.evaluation.measures import SIDES, changes, divergences, key_of, quality, similarity
+from tnt.evaluation import gate, metrics, round_metrics
+from tnt.evaluation.distances import distances
+from tnt.evaluation.measures import SIDES, changes, quality, similarity
 from tnt.evaluation.params import GateParams
 from tnt.evaluation.round_metrics import Gate, Qualities, RoundMetrics, SetMetrics
 from tnt.masks.params import MaskParams
@@ -63,10 +65,11 @@ def evaluate(
     parent_model_path: Path,
     own_model_path: Path,
     metrics_path: Path,
+    neurons_path: Path,
     *,
     params: EvaluateStageParams,
 ) -> None:
-    """Write metrics.json."""
+    """Write metrics.json, and what each neuron of a patch does."""
     references = {p.prompt_id: p.reference for p in artifacts.read(prompts_path, Prompt)}
     base = artifacts.read(base_completions_path, Completion)
     before = artifacts.read(parent_completions_path, Completion)
@@ -91,25 +94,21 @@ def evaluate(
         flags,
     )
     own_flags = {key_of(f) for f in flags["before"] if f.detector in params.own}
-    device = models.use(params.runtime)
-    updated = models.load(own_model_path, device=device)
-    original = models.load(parent_model_path, device=device)
-    divergences_from = partial(
-        divergences,
-        updated=updated,
-        tokenizer=models.load_tokenizer(parent_model_path),
+    distances_from = partial(
+        distances,
+        updated_path=own_model_path,
+        detectors=found,
         mask=params.mask,
-        prompts_per_set=params.divergence_prompts,
+        device=models.use(params.runtime),
+        prompts=params.divergence_prompts,
         batch_size=params.divergence_batch_size,
     )
-    moved = divergences_from(
-        original, completions=before, flags=flags["before"], name=parent_model_path.name
-    )
+    moved = distances_from(parent_model_path, completions=before, flags=flags["before"], whole=True)
     from_base = moved
     if base_model_path != parent_model_path:
-        del original
-        first = models.load(base_model_path, device=device)
-        from_base = divergences_from(first, completions=base, flags=flags["base"], name=BASE)
+        from_base = distances_from(
+            base_model_path, completions=base, flags=flags["base"], whole=False
+        )
     sets = {}
     for name in names:
         of_set = [[c for c in side if c.prompt_set == name] for side in (base, before, after)]
@@ -119,9 +118,10 @@ def evaluate(
             clean_unchanged=unchanged,
             similarity=alike,
             similarity_clean=alike_clean,
-            divergence=moved[name],
-            divergence_from_base=from_base[name],
+            divergence=moved.divergence[name],
+            divergence_from_base=from_base.divergence[name],
             quality=Qualities(*(quality(completions, references) for completions in of_set)),
+            gates=moved.gates.get(name),
         )
     measured = round_metrics.rounded(
         RoundMetrics(
@@ -132,6 +132,8 @@ def evaluate(
     reasons = gate.judge(measured, params.gate, params.inherited)
     measured = replace(measured, gate=Gate(passed=not reasons, reasons="; ".join(reasons)))
     round_metrics.write(measured, metrics_path)
+    text = json.dumps(metrics.rounded({"neurons": moved.neurons}), indent=1, ensure_ascii=False)
+    artifacts.write_text(text + "\n", neurons_path)
 
 
 def metrics_suite(report: Mapping[str, Any]) -> Suite:

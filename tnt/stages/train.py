@@ -1,8 +1,8 @@
 r"""Stage `train`: update a copy of the parent so that exactly the negative tokens go.
 
     python -m tnt.stages.train data/models/base data/rounds/r1/prompts.parquet \
-        data/rounds/r1/masks.parquet data/models/r1 data/rounds/r1/training.csv \
-        data/resolved/r1/train.yaml
+        data/rounds/r1/masks.parquet data/rounds/r1/features.safetensors data/models/r1 \
+        data/rounds/r1/training.csv data/resolved/r1/train.yaml
 
 Killed and run again, it continues from its last checkpoint in `work/` and ends in the same bytes.
 """
@@ -27,9 +27,12 @@ from tnt.core.records import Mask, Prompt
 from tnt.core.tables import as_csv
 from tnt.core.validation import Expected, Suite
 from tnt.models import RuntimeParams
-from tnt.training import run
+from tnt.patches import artifact
+from tnt.patches.neurons import Neurons, attach
+from tnt.training import features, patch, run
+from tnt.training.log import StepLog
 from tnt.training.params import TrainParams
-from tnt.training.run import StepLog
+from tnt.training.patch import Positions
 
 WORK = Path("work")
 ROOT = Path(__file__).parents[2]
@@ -41,53 +44,66 @@ class TrainStageParams:
 
     runtime: RuntimeParams
     train: TrainParams
+    patch: dict[str, str]
+    """The patch that is taken instead of one that is trained: path -> sha256."""
 
 
 def train(
     parent_path: Path,
     prompts_path: Path,
     masks_path: Path,
+    features_path: Path,
     model_path: Path,
     log_path: Path,
     *,
     params: TrainStageParams,
 ) -> None:
-    """Write the updated model (or its adapter) and one log line per step."""
+    """Write the updated model (or its adapter or patch) and one log line per step."""
     masks = artifacts.read(masks_path, Mask)
     prompts = artifacts.read(prompts_path, Prompt)
     held_out = frozenset(p.prompt_id for p in prompts if p.split == "validation")
-    tokenizer = models.load_tokenizer(parent_path)
     logs: list[StepLog] = []
-    if not any(any(mask.negative_mask) or mask.source == "corrected" for mask in masks):
+    if params.patch:
+        hashes.refuse_changed(params.patch)
+        neurons = artifact.read(Path(*params.patch))
+        attach(models.load(parent_path), neurons)
+        _save_patch(neurons, model_path, parent_path, log_path.parent)
+    elif not any(any(mask.negative_mask) or mask.source == "corrected" for mask in masks):
         print(f"None of the {len(masks)} completions is flagged: {model_path.name} is its parent.")
         _validate_model(models.load(parent_path), model_path, log_path.parent)
         models.copy_parent(parent_path, model_path)
     else:
         device = models.use(params.runtime)
-        inputs = [hashes.sha256_of(path) for path in (parent_path, prompts_path, masks_path)]
+        given = (parent_path, prompts_path, masks_path, features_path)
+        inputs = [hashes.sha256_of(path) for path in given]
         code = [hashes.sha256_of(ROOT / path) for path in closure(Path(__file__), ROOT)]
         workdir = WORK / model_path.name / run.fingerprint(*inputs, *code, repr(params))
         original = models.load(parent_path, device=device)
         models.refuse_unknown(
             original, ((m.prompt_id, m.prompt_ids + m.completion_ids) for m in masks)
         )
-        trained = run.train(
-            original,
-            masks,
-            params.train,
-            workdir=workdir,
-            autocast=params.runtime.autocast,
-            held_out=held_out,
-        )
-        updated, logs = trained.model, trained.logs
-        if trained.stopped:
-            print(trained.stopped)
-        _validate_model(updated, model_path, log_path.parent)
-        if params.train.lora:
-            link = {"parent": parent_path.name, "sha256": inputs[0]}
-            models.save_adapter(updated, tokenizer, model_path, **link)
+        link = {"parent": parent_path.name, "sha256": inputs[0]}
+        if params.train.patch:
+            neurons, logs = _patch(original, masks, held_out, features_path, params.train, workdir)
+            _save_patch(neurons, model_path, parent_path, log_path.parent)
         else:
-            models.save(updated, tokenizer, model_path)
+            trained = run.train(
+                original if params.train.lora else models.in_weights(original),
+                masks,
+                params.train,
+                workdir=workdir,
+                autocast=params.runtime.autocast,
+                held_out=held_out,
+            )
+            updated, logs = trained.model, trained.logs
+            if trained.stopped:
+                print(trained.stopped)
+            _validate_model(updated, model_path, log_path.parent)
+            tokenizer = models.load_tokenizer(parent_path)
+            if params.train.lora:
+                models.save_adapter(updated, tokenizer, model_path, **link)
+            else:
+                models.save(updated, tokenizer, model_path)
         run.forget(workdir)
     rows = [asdict(log) for log in logs]
     columns = [field.name for field in fields(StepLog)]
@@ -95,6 +111,41 @@ def train(
     validation.validate(suite, log_path)
     rounded = ({k: None if v is None else round(v, 6) for k, v in row.items()} for row in rows)
     artifacts.write_text(as_csv(rounded, columns), log_path)
+
+
+def _save_patch(neurons: Neurons, path: Path, parent: Path, folder: Path) -> None:
+    weights = ((name, bool(t.isfinite().all())) for name, t in neurons.tensors().items())
+    validation.validate(model_suite(weights), path, folder)
+    models.save_patch(neurons, path, parent=parent.name, sha256=hashes.sha256_of(parent))
+
+
+def _patch(
+    original: Any,
+    masks: Sequence[Mask],
+    held_out: frozenset[str],
+    features_path: Path,
+    params: TrainParams,
+    workdir: Path,
+) -> tuple[Neurons, list[StepLog]]:
+    """Return a patch that is trained on the completions which are not held out.
+
+    Raises:
+        ValueError: Some are people's corrections, which gates that stay shut cannot learn.
+    """
+    if any(mask.source == "corrected" for mask in masks):
+        raise ValueError(
+            "A patch cannot learn corrections, which are texts that the model does not say. Set "
+            "`corrective: false` in the round's detectors, or train.patch to null."
+        )
+    lengths = [len(mask.completion_ids) for mask in masks]
+    seen = features.read(features_path, sum(lengths)).split(lengths)
+
+    def part(*, watched: bool) -> Positions:
+        chosen = [n for n, m in enumerate(masks) if (m.prompt_id in held_out) == watched]
+        found = features.joined([seen[0][:0], *(seen[n] for n in chosen)])
+        return patch.positions(found, [masks[n] for n in chosen])
+
+    return patch.train(original, part(watched=False), part(watched=True), params, workdir=workdir)
 
 
 def _validate_model(model: Any, path: Path, folder: Path) -> None:

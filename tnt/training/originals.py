@@ -124,7 +124,7 @@ def fingerprint_of(
 
 
 def _is_said(row: Mask) -> bool:
-    return row.source == "generated"
+    return row.source != "corrected"
 
 
 def _run(

@@ -24,15 +24,41 @@ class LoraParams:
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class PatchParams:
+    """Neurons beside the last MLP instead of an update of weights that are there.
+
+    Each is 0 where its input does not reach it: there the model stays as it was, to the last bit.
+    """
+
+    neurons: PositiveInt = 32
+    margin: float = 0.0
+    """How far below 0 the gates are held at kept tokens; more is stricter."""
+    hinge: PositiveFloat = 1.0
+    """Weight of what holds the gates shut; less lets more of the fault go, and more else move."""
+    steps: PositiveInt = 250
+    batch_size: PositiveInt = 64
+    """Negative tokens of a step; the kept ones are in every step."""
+    learning_rate: PositiveFloat = 0.3
+    """How far a step may move what a gate makes of a typical input, which begins at 1 in the middle
+    of what should open it and at -1 in the middle of what is kept; what a neuron
+    adds may move a logit a quarter as far. So one value serves small models and large ones."""
+    file: str | None = None
+    """A patch under `data/patches/` that is taken as it is, instead of one that is trained; what
+    `tnt patch drop` and `tnt patch merge` write."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
 class TrainParams(LossParams):
     """How a round's model is trained. The defaults are what docs/log.md found best."""
 
-    epochs: PositiveInt
-    batch_size: PositiveInt
+    patch: PatchParams | None = None
+    """Neurons beside the last MLP; what follows is for updates of weights, `seed` for both."""
+    epochs: PositiveInt = 4
+    batch_size: PositiveInt = 8
     """Completions of one optimiser step."""
     micro_batch_size: PositiveInt | None = None
     """Completions of one pass; None is the whole batch. Changes memory, not the result."""
-    learning_rate: PositiveFloat
+    learning_rate: PositiveFloat = 7e-6
     schedule: Literal["linear", "constant"] = "linear"
     """`linear` falls to 0 over the run."""
     warmup_steps: NonNegativeInt = 0
@@ -58,8 +84,15 @@ class TrainParams(LossParams):
     seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        """Refuse what is no regular expression."""
+        """Refuse what is no regular expression, and two kinds of update at once."""
         LossParams.__post_init__(self)
+        if self.patch and (self.lora or self.trainable or self.update_scale != 1):
+            raise ValueError(
+                "patch is given beside lora, trainable or update_scale, which update weights; set "
+                "it or them to null"
+            )
+        if self.patch and self.loss == "sft_clean":
+            raise ValueError("loss 'sft_clean' does nothing at negative tokens; with patch, too")
         try:
             re.compile(self.trainable or "")
         except re.error as error:

@@ -30,6 +30,7 @@ from tnt.core.records import Mask
 from tnt.losses.batches import Batch, collate
 from tnt.losses.heads import completion_hidden, completion_logits, head_of
 from tnt.training import originals, passes
+from tnt.training.log import FROM_TRAINER, WATCHES, StepLog
 from tnt.training.order import cut, order_of, steps_of
 from tnt.training.params import TrainParams
 from tnt.training.passes import Autocast, precision
@@ -42,35 +43,6 @@ if TYPE_CHECKING:
 
 WATCHED = 32
 """Completions that training is watched on where there are no validation prompts."""
-WATCHES = 5
-"""How often, in a run."""
-
-
-@plain_dataclass(frozen=True, slots=True)
-class StepLog:
-    """One line of training.csv; losses in nats per token of their kind."""
-
-    step: int
-    epoch: float
-    loss: float
-    negative_loss: float
-    kept_loss: float
-    corrected_loss: float
-    """Of the tokens of corrections; 0 in a step that has none."""
-    negative_mass: float
-    """Mean probability that the updated model gives to the negative tokens."""
-    gradient_norm: float
-    learning_rate: float
-    validation_loss: float | None
-    """The loss on completions that are not trained on, where it was measured after the step."""
-    validation_divergence: float | None
-    """Of their kept tokens, KL(original || updated)."""
-
-
-FROM_TRAINER = (
-    "loss", "negative_loss", "kept_loss", "corrected_loss", "negative_mass", "learning_rate",
-)  # fmt: skip
-"""What the trainer's lines have under the same names."""
 
 
 @plain_dataclass(frozen=True, slots=True)
@@ -156,7 +128,7 @@ def _cut(mask: Mask) -> Mask:
     """Return a completion without the tokens after its last one that carries a loss."""
     carries = [a or b for a, b in zip(mask.negative_mask, mask.kept_mask, strict=True)]
     end = max((i + 1 for i, carried in enumerate(carries) if carried), default=0)
-    per_token = ("completion_ids", "negative_mask", "kept_mask")
+    per_token = ("completion_ids", "negative_mask", "kept_mask", "excluded")
     return replace(mask, **{name: getattr(mask, name)[:end] for name in per_token})
 
 

@@ -109,7 +109,7 @@ class TargetedTrainer(Trainer):
         """Return rows as the tensors of a batch."""
         masks = [self.rows[number] for number in numbers] or [NO_ROW]
         start_id = models.decoder_start(self.model.config)
-        said = [n for n in numbers if self.rows[n].source == "generated"]
+        said = [n for n in numbers if self.rows[n].source != "corrected"]
         return {**collate(masks, decoder_start_id=start_id).tensors(), "said": torch.tensor(said)}
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
@@ -162,6 +162,7 @@ class TargetedTrainer(Trainer):
             original_head=self.original_head,
             token_ids=batch.token_ids[carries],
             negative=batch.negative[carries],
+            excluded=batch.excluded[carries],
             normaliser=normaliser,
         )
 

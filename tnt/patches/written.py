@@ -1,0 +1,108 @@
+"""A patch written into plain weights: a last MLP with more neurons, which any engine can run.
+
+A config has one size for the MLPs of all layers, so the other layers get neurons of zeros. Of a
+patch's neuron, which is relu(w u + b) v, an MLP with biases takes w and b as they are; one without,
+or with a gate, takes c, for which c u is 1 nearly everywhere, in the place of the 1:
+
+    gate = beta (w + b c),  up = c,  down = v / beta
+
+so that silu or gelu, steep as it is then, stands for relu.
+
+Legend: d width, I neurons of the model's own, K of its patches.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tnt.patches.neurons import Neurons, patches_of
+from tnt.patches.site import ALTERNATIVE, Layout, site_of
+
+BETA = 100.0
+"""How steep the gates are: at 5 the ones that are shut leak, at 100 next to nothing does."""
+
+
+def written(model: Any) -> Any:
+    """Return a plain model that has the patches beside a model in its weights.
+
+    Args:
+        model: With one patch at least; it stays as it is.
+
+    Raises:
+        ValueError: The architecture cannot be built with more neurons.
+    """
+    patches, layout = patches_of(model), site_of(model).layout
+    last = layout.mlp.format(last=len(model.get_submodule(layout.layers)) - 1)
+    own = model.state_dict()
+    size = own[f"{last}.{layout.out}.weight"].numel() // patches[0].gates.shape[1]
+    config = copy.deepcopy(model.config)
+    setattr(config, layout.size, size + sum(map(len, patches)))
+    grown = type(model)(config)
+    has_bias = f"{last}.{layout.into[0]}.bias" in own
+    added = _added(layout, patches, has_bias=has_bias)
+    with torch.no_grad():
+        for name, weight in grown.state_dict().items():
+            before = own[name]
+            if before.shape == weight.shape:
+                weight.copy_(before)
+                continue
+            module, _, kind = name.rpartition(".")
+            new = added.get((module.removeprefix(f"{last}."), kind))
+            fused = layout.gated and len(layout.into) == 1 and module.endswith(layout.into[0])
+            weight.copy_(_joined(before, new, weight.shape, halves=2 if fused else 1))
+    if grown.config.to_dict() == model.config.to_dict():
+        raise ValueError(f"{type(model).__name__} cannot be built with more neurons. {ALTERNATIVE}")
+    grown.generation_config = copy.deepcopy(model.generation_config)
+    grown.tie_weights()
+    return grown.to(model.device).eval()
+
+
+def _added(
+    layout: Layout, patches: Sequence[Neurons], *, has_bias: bool
+) -> dict[tuple[str, str], Tensor]:
+    """Return what the last MLP's matrices get, by their names: a row for each neuron, [K, ...]."""
+    gates = torch.cat([p.gates for p in patches])
+    biases = torch.cat([p.biases for p in patches])
+    values = torch.cat([p.values for p in patches])
+    constants = torch.cat([p.constant.expand(len(p), -1) for p in patches])
+    by_constant = gates + biases[:, None] * constants
+    found = {(layout.out, "weight"): values / BETA}
+    if layout.gated:
+        names = layout.into
+        if len(names) == 1:  # gate and up in one
+            found[names[0], "weight"] = torch.cat([BETA * by_constant, constants])
+        else:
+            found[names[0], "weight"] = BETA * by_constant
+            found[names[1], "weight"] = constants
+    elif has_bias:
+        found[layout.into[0], "weight"] = BETA * gates
+        found[layout.into[0], "bias"] = BETA * biases
+    else:
+        found[layout.into[0], "weight"] = BETA * by_constant
+    return found
+
+
+def _joined(before: Tensor, new: Tensor | None, shape: torch.Size, *, halves: int) -> Tensor:
+    """Return a matrix or a bias with what it gets behind what it has; None is zeros.
+
+    Args:
+        before: As it is.
+        new: A row for each neuron.
+        shape: What it becomes.
+        halves: 2 where gate and up are one matrix, one after the other.
+    """
+    axis = next(i for i, length in enumerate(shape) if length != before.shape[i])
+    count = shape[axis] - before.shape[axis]
+    if new is None:
+        fill = [*before.shape]
+        fill[axis] = count
+        new = before.new_zeros(fill)
+    elif axis == 1:
+        new = new.T
+    parts = zip(before.chunk(halves, axis), new.to(before).chunk(halves, axis), strict=True)
+    return torch.cat([half for pair in parts for half in pair], axis)
