@@ -104,7 +104,9 @@ def test_negative_tokens_complete_what_is_flagged_and_what_stands_before_is_kept
     assert all(text.endswith("sorry") for text in completing)
 
 
-def test_an_export_is_plain_weights_that_answer_alike(project, tmp_path):
+def test_an_export_is_plain_weights_that_answer_alike(project, kind, tmp_path):
+    if kind == "t5":
+        pytest.skip("its inputs have no constant part that could stand for a bias: it is refused")
     done = project.tnt("export", "r2", str(tmp_path / "out"), "--ungated")
     assert done.returncode == 0, done.stderr
     files = {path.name for path in (tmp_path / "out").iterdir()}
