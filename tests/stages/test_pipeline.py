@@ -269,7 +269,8 @@ def test_adapters_stack_and_refuse_another_parent(project):
 def test_a_killed_training_ends_in_the_same_bytes(project):
     command = [sys.executable, "-m", "tnt.stages.train", "data/models/base"]
     command += ["data/rounds/r1/prompts.parquet", "data/rounds/r1/masks.parquet"]
-    command += ["again/r1", "again/training.csv", "data/resolved/r1/train.yaml"]
+    command += ["data/rounds/r1/features.safetensors", "again/r1", "again/training.csv"]
+    command += ["data/resolved/r1/train.yaml"]
     there = {"cwd": project.path, "env": project.environment, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, **there) as training:
         while not list(project.path.glob("work/r1/*/checkpoint-*.sha256")):
