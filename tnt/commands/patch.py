@@ -14,7 +14,6 @@ import typer
 
 from tnt.commands import Name
 from tnt.core.tables import aligned
-from tnt.project import layout
 from tnt.rounds import patches
 
 app = typer.Typer(help="Read, thin out and merge the patches of rounds.", no_args_is_help=True)
@@ -66,7 +65,4 @@ def drop(
 def merge(name: Name, other: Name, new: New) -> None:
     """Add a round that has one round's patch on top of another's, both made for one parent."""
     patches.merge(name, other, new)
-    print(
-        f"Added {new}: {layout.model(other)} on top of {name}. `dvc repro evaluate@{new}` measures "
-        "it."
-    )
+    print(f"Added {new}: {other} on top of {name}. `dvc repro evaluate@{new}` measures it.")

@@ -40,10 +40,7 @@ def add(
         ValueError: The result would not be a valid params.yaml, which then stays as it is.
     """
     loaded = checks.load()
-    if name in loaded.rounds:
-        raise ValueError(f"The round {name!r} exists already. Choose another name.")
-    if accepted(name):
-        raise ValueError(f"{name!r} was a round already, tagged {tag(name)}. Choose another name.")
+    refuse_taken(name, loaded)
     last = next(reversed(loaded.rounds), BASE)
     parent = parent or last
     inherited = loaded.rounds[parent].detectors if parent in loaded.rounds else []
@@ -141,6 +138,14 @@ def refuse_unknown(name: str, loaded: Project) -> None:
     if name not in loaded.rounds:
         listed = ", ".join(loaded.rounds) or "none"
         raise ValueError(f"There is no round {name!r}. Listed in {layout.PARAMS}: {listed}.")
+
+
+def refuse_taken(name: str, loaded: Project) -> None:
+    """Raise if a new round cannot have a name: another has it, or had it and was accepted."""
+    if name in loaded.rounds:
+        raise ValueError(f"The round {name!r} exists already. Choose another name.")
+    if accepted(name):
+        raise ValueError(f"{name!r} was a round already, tagged {tag(name)}. Choose another name.")
 
 
 def edited_params() -> contextlib.AbstractContextManager[CommentedMap]:

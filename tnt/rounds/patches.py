@@ -12,7 +12,7 @@ from tnt import models
 from tnt.core import artifacts
 from tnt.project import checks, layout
 from tnt.project.sections import Project
-from tnt.rounds.listed import edited_params, put, refuse_unknown
+from tnt.rounds.listed import edited_params, put, refuse_taken, refuse_unknown
 from tnt.rounds.programs import alone
 
 
@@ -106,8 +106,7 @@ def _add(new: str, loaded: Project, patch: Any, parent: str, of: Sequence[str]) 
     """Write a patch and append a round that takes it as it is."""
     from tnt.patches import artifact
 
-    if new in loaded.rounds:
-        raise ValueError(f"The round {new!r} exists already. Choose another name.")
+    refuse_taken(new, loaded)
     file = layout.PATCHES / f"{new}.safetensors"
     if file.exists():
         raise ValueError(f"{file} exists already. Choose another name, or delete it.")
