@@ -10,13 +10,13 @@ from random_models import llama
 from tnt import models
 from tnt.core.hashes import sha256_of
 from tnt.patches import artifact
-from tnt.patches.neurons import Neurons, patches_of
+from tnt.patches.neurons import Neurons, attach, patches_of
 
 
 def neurons(count=3, width=32, value=1.0):
     generator = torch.Generator().manual_seed(0)
     gates, values = torch.randn(2, count, width, generator=generator)
-    return Neurons(gates, torch.full((count,), -0.5), value * values, torch.ones(width))
+    return Neurons(gates, value * values, factor=torch.ones(width))
 
 
 @pytest.fixture
@@ -77,10 +77,17 @@ def test_a_patch_that_is_not_finite_is_refused(tmp_path):
 
 def test_tensors_that_do_not_fit_together_are_refused(tmp_path):
     whole = neurons()
-    short = Neurons(whole.gates, whole.biases[:2], whole.values, whole.constant)
+    short = Neurons(whole.gates, whole.values[:2], factor=whole.factor)
     artifact.write(short, tmp_path / "p")
-    with pytest.raises(ValueError, match=r"biases is \[2\], or not finite"):
+    with pytest.raises(ValueError, match=r"values is \[2, 32\], or not finite"):
         artifact.read(tmp_path / "p")
+
+
+def test_a_patch_whose_neurons_are_of_another_form_is_refused():
+    whole = neurons()
+    biased = Neurons(whole.gates, whole.values, biases=torch.zeros(3))
+    with pytest.raises(ValueError, match="gates, values, biases, which are not those of a neuron"):
+        attach(llama(), biased)
 
 
 def test_the_file_is_small(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from tnt.core import validation
 from tnt.core.records import Completion, Flag, Mask, Prompt
 from tnt.project.sections import ExpectParams
+from tnt.rollouts import walk
 from tnt.stages import compare, detect, evaluate, generate, mask, prepare, train
 
 PROMPTS = [
@@ -107,7 +108,8 @@ def flags(rows=FLAGS, completions=COMPLETIONS, names=("apology",)):
 
 
 def masks(rows=MASKS, completions=COMPLETIONS, flags=FLAGS, bounds=(0.0, 0.5)):
-    return mask.masks_suite(rows, completions, flags, bounds)
+    said = walk.as_is(completions)
+    return mask.masks_suite(rows, completions, flags, said, bounds)
 
 
 def training(rows=LOG):
@@ -213,10 +215,10 @@ BAD = {
     "a flag of another text": (flags(changed(FLAGS, text="sorry,")), "'quotes_the_text' in 1"),
     "a score above 1": (flags(changed(FLAGS, score=1.5)), "'score' in 1 of 4"),
     "a score that is no number": (flags(changed(FLAGS, score=math.nan)), "'score'"),
-    "a mask missing": (masks(MASKS[1:]), "on 'generated', which is 7"),
+    "a mask missing": (masks(MASKS[1:]), "on 'own', which is 7"),
     "a correction in place of a mask": (
         masks([*MASKS[1:], replace(MASKS[0], source="corrected")]),
-        "on 'generated', which is 7",
+        "on 'own', which is 7",
     ),
     "a mask twice": (masks([*MASKS[1:], MASKS[1]]), "expect_compound_columns_to_be_unique"),
     "a mask of other ids": (

@@ -99,8 +99,9 @@ class Rollout:
     rivals: list[list[int]]
     """Other likely tokens that would have been flagged there, most often none."""
     end: End
-    """`clean`; `as_is`: flagged, and the completion itself, by people who cannot be asked about
-    another text; `bound`: too many bans; `exhausted`: nothing else could follow."""
+    """`clean`; `as_is`: the completion itself, not continued, as where people flagged it, who
+    cannot be asked about another text; `bound`: too many bans; `exhausted`: nothing else could
+    follow."""
 
     KEY: ClassVar = ("prompt_id", "sample")
 
@@ -126,6 +127,14 @@ class Mask:
     and at a negative token the set is the token itself."""
 
     KEY: ClassVar = ("prompt_id", "sample", "source")
+
+    @classmethod
+    def blank(
+        cls, prompt_ids: list[int], completion_ids: list[int], prompt_id: str = "", sample: int = 0
+    ) -> Mask:
+        """Return a mask of which no token is negative or kept."""
+        none = [False] * len(completion_ids)
+        return cls(prompt_id, sample, prompt_ids, completion_ids, none, none)
 
     def sets(self) -> list[list[int]]:
         """Return the set of negative tokens at each token, most often none."""

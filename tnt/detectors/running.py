@@ -11,6 +11,11 @@ from tnt.detectors import Detect
 from tnt.detectors.span import Span
 
 
+def judging(detectors: Mapping[str, Detect]) -> dict[str, Detect]:
+    """Return the detectors that can judge a new text; others only recall what people flagged."""
+    return {name: d for name, d in detectors.items() if not getattr(d, "recalls", False)}
+
+
 def find_flags(
     detectors: Mapping[str, Detect],
     completions: Sequence[Completion],

@@ -43,7 +43,7 @@ def mask_completion(
         spans = token_spans(tokenizer, ids, text, pieces)
     else:
         check_text(tokenizer, ids, text)
-    if flags and completing is not None and params.span_tokens == "completing":
+    if flags and completing is not None:
         places = range(len(ids))
         return _mask(
             completion, [i == completing for i in places], [i < completing for i in places]

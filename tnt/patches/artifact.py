@@ -26,15 +26,17 @@ def read(path: Path) -> Neurons:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            found = Neurons(*(file.get_tensor(name) for name in Neurons.__slots__))
-    except (OSError, SafetensorError) as error:
+            found = Neurons(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}). {REMEDY}") from error
     count, width = found.gates.shape
-    shapes = ((count, width), (count,), (count, width), (width,))
-    for (name, tensor), shape in zip(found.tensors().items(), shapes, strict=True):
-        if tensor.shape != shape or not tensor.isfinite().all():
+    shapes = {
+        "gates": (count, width), "values": (count, width), "biases": (count,), "factor": (width,)
+    }  # fmt: skip
+    for name, tensor in found.tensors().items():
+        if tensor.shape != shapes[name] or not tensor.isfinite().all():
             raise ValueError(
                 f"{path}: {name} is {[*tensor.shape]}, or not finite. It must be finite and "
-                f"{[*shape]}. {REMEDY}"
+                f"{[*shapes[name]]}. {REMEDY}"
             )
     return found

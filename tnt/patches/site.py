@@ -112,6 +112,8 @@ class Site:
     """The module that the MLP's input enters."""
     exit: Any
     """The module that the MLP's output leaves."""
+    biased: bool
+    """Whether the matrices of the first half have biases."""
     norm: Any
     post: Any | None
     scale: float
@@ -159,6 +161,7 @@ def _found(model: Any, layout: Layout) -> Site | None:
         layout=layout,
         entry=halves[0] if layout.parts else mlp,
         exit=halves[-1] if layout.parts else mlp,
+        biased=halves[0].bias is not None,
         norm=norm,
         post=post,
         scale=config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0,

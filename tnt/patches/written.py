@@ -1,10 +1,9 @@
 """A patch written into plain weights: a last MLP with more neurons, which any engine can run.
 
-A config has one size for the MLPs of all layers, so the other layers get neurons of zeros. Of a
-patch's neuron, which is relu(w u + b) v, an MLP with biases takes w and b as they are; one without,
-or with a gate, takes c, for which c u is 1 nearly everywhere, in the place of the 1:
+A config has one size for the MLPs of all layers, so the other layers get neurons of zeros. A
+patch's neuron, (u c) relu(u w + b) v, has the form of the MLP's own, and becomes
 
-    gate = beta (w + b c),  up = c,  down = v / beta
+    gate = beta w and its bias beta b,  up = c, or a bias of 1,  down = v / beta
 
 so that silu or gelu, steep as it is then, stands for relu.
 
@@ -21,10 +20,10 @@ import torch
 from torch import Tensor
 
 from tnt.patches.neurons import Neurons, patches_of
-from tnt.patches.site import ALTERNATIVE, Layout, site_of
+from tnt.patches.site import ALTERNATIVE, Site, site_of
 
-BETA = 100.0
-"""How steep the gates are: at 5 the ones that are shut leak, at 100 next to nothing does."""
+BETA = 1000.0
+"""How steep the gates are: at 5 the ones that are shut leak, at 1000 hardly a float can tell."""
 
 
 def written(model: Any) -> Any:
@@ -36,15 +35,15 @@ def written(model: Any) -> Any:
     Raises:
         ValueError: The architecture cannot be built with more neurons.
     """
-    patches, layout = patches_of(model), site_of(model).layout
+    patches, site = patches_of(model), site_of(model)
+    layout = site.layout
     last = layout.mlp.format(last=len(model.get_submodule(layout.layers)) - 1)
     own = model.state_dict()
     size = own[f"{last}.{layout.out}.weight"].numel() // patches[0].gates.shape[1]
     config = copy.deepcopy(model.config)
     setattr(config, layout.size, size + sum(map(len, patches)))
     grown = type(model)(config)
-    has_bias = f"{last}.{layout.into[0]}.bias" in own
-    added = _added(layout, patches, has_bias=has_bias)
+    added = _added(site, patches)
     with torch.no_grad():
         for name, weight in grown.state_dict().items():
             before = own[name]
@@ -62,29 +61,26 @@ def written(model: Any) -> Any:
     return grown.to(model.device).eval()
 
 
-def _added(
-    layout: Layout, patches: Sequence[Neurons], *, has_bias: bool
-) -> dict[tuple[str, str], Tensor]:
+def _added(site: Site, patches: Sequence[Neurons]) -> dict[tuple[str, str], Tensor]:
     """Return what the last MLP's matrices get, by their names: a row for each neuron, [K, ...]."""
-    gates = torch.cat([p.gates for p in patches])
-    biases = torch.cat([p.biases for p in patches])
-    values = torch.cat([p.values for p in patches])
-    constants = torch.cat([p.constant.expand(len(p), -1) for p in patches])
-    by_constant = gates + biases[:, None] * constants
-    found = {(layout.out, "weight"): values / BETA}
-    if layout.gated:
-        names = layout.into
-        if len(names) == 1:  # gate and up in one
-            found[names[0], "weight"] = torch.cat([BETA * by_constant, constants])
-        else:
-            found[names[0], "weight"] = BETA * by_constant
-            found[names[1], "weight"] = constants
-    elif has_bias:
-        found[layout.into[0], "weight"] = BETA * gates
-        found[layout.into[0], "bias"] = BETA * biases
+    layout = site.layout
+    gates, values = (torch.cat([getattr(p, name) for p in patches]) for name in ("gates", "values"))
+    first = {"weight": BETA * gates}
+    up = {"weight": torch.zeros_like(gates)}
+    if site.biased:
+        first["bias"] = BETA * torch.cat([p.biases for p in patches if p.biases is not None])
+        up["bias"] = torch.ones_like(first["bias"])
+    elif layout.gated:
+        factors = [p.factor.expand(len(p), -1) for p in patches if p.factor is not None]
+        up["weight"] = torch.cat(factors)
+    if len(layout.into) == 2:
+        rows = dict(zip(layout.into, (first, up), strict=True))
+    elif layout.gated:  # gate and up in one
+        rows = {layout.into[0]: {kind: torch.cat([first[kind], up[kind]]) for kind in first}}
     else:
-        found[layout.into[0], "weight"] = BETA * by_constant
-    return found
+        rows = {layout.into[0]: first}
+    rows[layout.out] = {"weight": values / BETA}
+    return {(name, kind): t for name, kinds in rows.items() for kind, t in kinds.items()}
 
 
 def _joined(before: Tensor, new: Tensor | None, shape: torch.Size, *, halves: int) -> Tensor:

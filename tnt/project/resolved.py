@@ -68,6 +68,7 @@ def params(project: Project) -> Resolved:
         inherited = [d for a in ancestors for d in project.rounds[a].detectors]
         measured = list(dict.fromkeys([*round_.detectors, *inherited]))
         mask = asdict(project.section(name, "mask"))
+        walks = mask["span_tokens"] == "completing"
         sampling = _of_sets(project.section(name, "generate"), "max_new_tokens", round_.prompts)
         train = asdict(project.section(name, "train"))
         ready = (train["patch"] or {}).get("file")
@@ -82,10 +83,10 @@ def params(project: Project) -> Resolved:
             "detect": _shown(project, round_.detectors),
             "rollout": {
                 "runtime": runtime,
-                "detectors": _detectors(project, round_.detectors),
+                "detectors": _detectors(project, round_.detectors if walks else []),
                 "sampling": sampling,
                 "rollout": asdict(project.section(name, "rollout")),
-                "walk": mask["span_tokens"] == "completing",
+                "walk": walks,
                 "patch": train["patch"] is not None,
             },
             "mask": {

@@ -44,7 +44,7 @@ def with_rivals(
         detectors: By name.
         params: How many tokens are looked at.
     """
-    judging = {n: d for n, d in detectors.items() if not getattr(d, "recalls", False)}
+    judging = running.judging(detectors)
     of = list(zip(rollouts, completions, strict=True))
     concerned = {c.prompt_set for r, c in of if any(r.banned)}
     ends = [*accumulate(len(r.completion_ids) for r in rollouts)]

@@ -31,7 +31,6 @@ def walk(
     model: Any,
     tokenizer: Any,
     completions: Sequence[Completion],
-    flags: Sequence[Flag],
     detectors: Mapping[str, Detect],
     params: RolloutParams,
     sampling: SamplingParams,
@@ -44,13 +43,13 @@ def walk(
         model: Gave the completions; in evaluation mode.
         tokenizer: Its own.
         completions: Where the rollouts begin.
-        flags: Every finding of `detectors` in them.
         detectors: By name.
         params: How far.
         sampling: How the completions were drawn, and are continued.
     """
     torch.manual_seed(sampling.seed)
-    judging = {n: d for n, d in detectors.items() if not getattr(d, "recalls", False)}
+    judging = running.judging(detectors)
+    flags = running.find_flags(detectors, completions, title="detect")
     paths = {key_of(c): _Path(c, params.max_bans) for c in completions}
     for key in {key_of(flag) for flag in flags if flag.detector not in judging}:
         paths[key].end = "as_is"
@@ -198,13 +197,9 @@ def _batches(paths: Sequence[_Path], size: int, *, alike: bool) -> Iterator[list
         yield batch
 
 
-def as_is(completions: Sequence[Completion], flags: Sequence[Flag]) -> list[Rollout]:
+def as_is(completions: Sequence[Completion]) -> list[Rollout]:
     """Return the rollouts of completions that are not to be continued: themselves."""
-    flagged = {key_of(flag) for flag in flags}
-    paths = [_Path(c, left=0) for c in completions]
-    for path in paths:
-        path.end = "as_is" if key_of(path.now) in flagged else "clean"
-    return [path.rollout() for path in paths]
+    return [_Path(completion, left=0, end="as_is").rollout() for completion in completions]
 
 
 def completed(
@@ -212,7 +207,6 @@ def completed(
     flags: Sequence[Flag],
     detectors: Mapping[str, Detect],
     tokenizer: Any,
-    pieces: Pieces | None = None,
 ) -> dict[Key, int]:
     """Return by key where in each flagged completion stands the token that completes a finding.
 
@@ -225,12 +219,12 @@ def completed(
         flags: Every finding in them.
         detectors: Which found them, by name.
         tokenizer: The one whose ids they are.
-        pieces: The tokenizer's, where many calls share them.
     """
     first: dict[Key, int] = {}
     for flag in flags:
         if flag.text.strip():
             first[key_of(flag)] = min(flag.start, first.get(key_of(flag), flag.start))
+    pieces = Pieces.of(tokenizer)
     looked, found = {}, {}
     for completion in completions:
         if (start := first.get(key_of(completion))) is not None:

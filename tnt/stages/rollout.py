@@ -1,8 +1,8 @@
 r"""Stage `rollout`: the way of the token ideal from every completion, and the parent along it.
 
     python -m tnt.stages.rollout data/models/base data/rounds/r1/completions.parquet \
-        data/rounds/r1/flags.parquet data/rounds/r1/rollouts.parquet \
-        data/rounds/r1/features.safetensors data/resolved/r1/rollout.yaml
+        data/rounds/r1/rollouts.parquet data/rounds/r1/features.safetensors \
+        data/resolved/r1/rollout.yaml
 
 What is flagged is banned, and the completion goes on without it, until nothing is flagged. With
 `train.patch` the features are all that training needs of the parent; else that file is empty.
@@ -20,7 +20,7 @@ from tnt.core import artifacts, validation
 from tnt.core.command import command
 from tnt.core.expected import between, one_of, suite, true, unique
 from tnt.core.params import STRICT
-from tnt.core.records import Completion, Flag, Rollout, key_of
+from tnt.core.records import Completion, Rollout, key_of
 from tnt.core.validation import Expected, Suite
 from tnt.detectors import pinned
 from tnt.detectors.pinned import DetectorsParams
@@ -48,7 +48,6 @@ class RolloutStageParams:
 def rollout(
     parent_path: Path,
     completions_path: Path,
-    flags_path: Path,
     rollouts_path: Path,
     features_path: Path,
     *,
@@ -56,17 +55,14 @@ def rollout(
 ) -> None:
     """Write one rollout for each completion, and the parent's features at their tokens."""
     completions = artifacts.read(completions_path, Completion)
-    flags = artifacts.read(flags_path, Flag)
     found, _ = pinned.build_pinned(params.detectors)
-    walked, seen = walk.as_is(completions, flags), None
+    walked, seen = walk.as_is(completions), None
     if params.walk or params.patch:
         model = models.load(parent_path, device=models.use(params.runtime))
         tokenizer = models.load_tokenizer(parent_path)
     if params.walk:
-        walked = walk.walk(
-            model, tokenizer, completions, flags, found, params.rollout, params.sampling
-        )
-    if params.patch and flags:
+        walked = walk.walk(model, tokenizer, completions, found, params.rollout, params.sampling)
+    if params.patch and any(any(r.banned) or r.end == "as_is" for r in walked):
         seen = features.features(
             model,
             [(r.prompt_ids, r.completion_ids) for r in walked],

@@ -127,16 +127,7 @@ def _patch(
     params: TrainParams,
     workdir: Path,
 ) -> tuple[Neurons, list[StepLog]]:
-    """Return a patch that is trained on the completions which are not held out.
-
-    Raises:
-        ValueError: Some are people's corrections, which gates that stay shut cannot learn.
-    """
-    if any(mask.source == "corrected" for mask in masks):
-        raise ValueError(
-            "A patch cannot learn corrections, which are texts that the model does not say. Set "
-            "`corrective: false` in the round's detectors, or train.patch to null."
-        )
+    """Return a patch that is trained on the completions which are not held out."""
     lengths = [len(mask.completion_ids) for mask in masks]
     seen = features.read(features_path, sum(lengths)).split(lengths)
 

@@ -46,7 +46,7 @@ def features(
         ValueError: The architecture is not one that a patch can be trained for.
     """
     site, start_id = site_of(model), models.decoder_start(model.config)
-    masks = [_mask(n, row) for n, row in enumerate(rows)]
+    masks = [Mask.blank(*row) for row in rows]
     found: dict[int, Features] = {}
     lengths = [len(prompt) + len(completion) for prompt, completion in rows]
     with evaluating(model), tqdm(total=len(rows), desc=title, unit="reply") as bar:
@@ -70,12 +70,6 @@ def joined(parts: Sequence[Features]) -> Features:
     """Return features one after the other."""
     names = Features.__slots__
     return Features(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-
-
-def _mask(number: int, row: Row) -> Mask:
-    prompt, completion = row
-    none = [False] * len(completion)
-    return Mask(str(number), 0, prompt, completion, none, none)
 
 
 def write(found: Features | None, path: Path) -> None:

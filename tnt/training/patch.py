@@ -30,7 +30,7 @@ from tnt.losses.fused import Fused, fused_losses
 from tnt.losses.heads import head_of
 from tnt.losses.params import LossParams
 from tnt.patches.neurons import Neurons
-from tnt.patches.site import Features, site_of
+from tnt.patches.site import Features, Site, site_of
 from tnt.training.log import WATCHES, StepLog
 from tnt.training.params import TrainParams
 
@@ -41,7 +41,8 @@ REACH = 0.5
 """How far a negative position should be within the half space of one neuron, or none may open."""
 TYPICAL = 64
 """Positions that tell how large a step is."""
-RIDGE = 0.1
+RIDGE, SMALL = 0.1, 1e-5
+"""Of the mean of a covariance's diagonal, and of the squares': what is added to it."""
 CENTRES_STEPS = 20
 MOVED = LossParams(loss="tnff")
 """At kept tokens, KL(original || patched)."""
@@ -80,11 +81,12 @@ def flat(masks: Sequence[Mask], name: str) -> Tensor:
     return torch.tensor([hit for mask in masks for hit in getattr(mask, name)], dtype=torch.bool)
 
 
-def start(learnt: Positions, neurons: int, *, seed: int) -> Neurons:
+def start(learnt: Positions, neurons: int, site: Site, *, seed: int) -> Neurons:
     """Return neurons that tell clusters of negative inputs from the kept ones, and add nothing.
 
     In the metric of the kept inputs, k-means finds centres among the negative ones; each neuron is
-    Fisher's direction of a centre, with z = 1 there and z = -1 at the kept inputs' mean.
+    Fisher's direction of a centre, with z = 1 there and z = -1 at the kept inputs' mean. Where an
+    MLP has no biases, c stands for the 1 that a bias goes with, before anything is learned.
     """
     kept, negative = learnt.kept.inputs, learnt.negative.inputs
     mean = kept.mean(0)
@@ -95,20 +97,23 @@ def start(learnt: Positions, neurons: int, *, seed: int) -> Neurons:
     centres = _centres(white, neurons, seed)
     scaled = centres * (2 / centres.square().sum(-1, keepdim=True))
     gates = torch.linalg.solve_triangular(factor.T, scaled.T, upper=True).T
-    return Neurons(
-        gates=gates,
-        biases=-gates @ mean - 1,
-        values=torch.zeros_like(gates),
-        constant=constant(torch.cat([kept, negative])),
-    )
+    biases, values = -gates @ mean - 1, torch.zeros_like(gates)
+    if site.biased:
+        return Neurons(gates, values, biases=biases)
+    factor = constant(kept, negative)
+    gates = gates + biases[:, None] * factor
+    return Neurons(gates, values, factor=factor if site.layout.gated else None)
 
 
-def constant(inputs: Tensor) -> Tensor:
-    """Return c with u c = 1 as nearly as can be at all inputs u, [N, d] -> [d]."""
-    exact = inputs.double()
-    square = exact.T @ exact
-    square += 1e-2 * torch.eye(len(square), dtype=square.dtype)
-    return torch.linalg.solve(square, exact.sum(0)).float()
+def constant(*groups: Tensor) -> Tensor:
+    """Return c with u c = 1 as nearly as can be at all inputs u, [N, d] -> [d].
+
+    Each group counts alike, however many inputs it has.
+    """
+    exact = [group.double() for group in groups]
+    square = torch.stack([u.T @ u / len(u) for u in exact]).sum(0)
+    square += SMALL * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
+    return torch.linalg.solve(square, torch.stack([u.mean(0) for u in exact]).sum(0)).float()
 
 
 def _centres(points: Tensor, count: int, seed: int) -> Tensor:
@@ -179,11 +184,12 @@ class _Run:
         self.learnt, self.watched = (p.to(self.head.weight) for p in (learnt, watched))
         self.checkpoint = checkpoint
         self.logs: list[StepLog] = []
-        begun = start(learnt, self.patch.neurons, seed=params.seed).to(self.head.weight)
-        self.constant = begun.constant
+        begun = start(learnt, self.patch.neurons, self.site, seed=params.seed).to(self.head.weight)
+        self.factor = begun.factor
         self.weights = {
-            name: getattr(begun, name).clone().requires_grad_()
-            for name in ("gates", "biases", "values")
+            name: tensor.clone().requires_grad_()
+            for name, tensor in begun.tensors().items()
+            if name != "factor"
         }
         self.rates = self._rates()
         self.optimizer = torch.optim.Adam(
@@ -206,14 +212,14 @@ class _Run:
     def neurons(self) -> Neurons:
         """Return the patch as it is."""
         weights = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        return Neurons(**weights, constant=self.constant)
+        return Neurons(**weights, factor=self.factor)
 
     def step(self, step: int) -> None:
         """Make one step and write its line."""
         generator = torch.Generator().manual_seed(self.params.seed * 1_000_003 + step)
         order = torch.randperm(len(self.learnt.sets), generator=generator)
         chosen = order[: self.patch.batch_size].tolist()
-        now = Neurons(**self.weights, constant=self.constant)
+        now = Neurons(**self.weights, factor=self.factor)
         sets = [self.learnt.sets[i] for i in chosen]
         at_negatives = self._losses(self.params, now, self.learnt.negative[chosen], sets)
         reached = now.reached(self.learnt.kept.inputs)
@@ -226,10 +232,10 @@ class _Run:
             )
         self.optimizer.zero_grad()
         loss.backward()
-        norms = [weight.grad.norm() for weight in self.weights.values()]
+        norms = [w.grad.norm() for w in self.weights.values() if w.grad is not None]
         left = 1 - step / self.steps
-        for group, rate in zip(self.optimizer.param_groups, self.rates.values(), strict=True):
-            group["lr"] = rate * left
+        for group, name in zip(self.optimizer.param_groups, self.weights, strict=True):
+            group["lr"] = self.rates[name] * left
         self.optimizer.step()
         watched = self._watch() if (step + 1) % self.every == 0 else (None, None)
         self.logs.append(
