@@ -12,6 +12,7 @@ see `toy.py` for the language, the ideals and the distances.
 - `sizes`: from 100 and 10,000, and in expectation (`inf`: every completion, weighted by its
   probability), each loss at its best weight of the grid
 - `longer`: twice the steps: had it converged?
+- `patch`: a few neurons in place of new weights, trained as the product does (`toy_patch.py`)
 - `orders`: one update after another, in either order, and both at once
 - `rounds`: five rounds on fresh samples, anchored to the parent or to the base
 
@@ -52,6 +53,7 @@ from toy import (
     token_ideal,
     total_variation,
 )
+from toy_patch import patched
 from tqdm import tqdm
 
 from tnt.losses.params import LossParams
@@ -65,6 +67,8 @@ VARIANTS = ("tnff", "tnrr", "tnrf", "tnfll", "tnrll", "ul", "nl", "sft_clean", P
 EXPECTED = "inf"
 CHECKS = (5, 10, 20, 40, 80)
 """Steps after which training could have been stopped early, besides the last."""
+HINGES = (0.1, 1.0, 10.0)
+"""How dear it is that a gate of a patch opens at a kept prefix."""
 Check = Callable[[Models, int, Tensor], None]
 """Called with the models, the steps taken and the training loss of each seed, [S]."""
 
@@ -341,6 +345,26 @@ class Parts:
         self.update(self.base, unwanted, variant, weight, count=count, steps=steps, check=check)
         return rows
 
+    def patch(self, behaviour: str, count: int, hinge: float) -> list[dict[str, Any]]:
+        """Return the distances of a patch, and where its gates are open on the originals' ways.
+
+        `open_kept`: of the clean prefixes that the original passes and at which nothing is
+        unwanted, the share at which a gate is open. `open_negative`: of the others.
+        """
+        original = self.conditionals(self.base)
+        unwanted = Unwanted.of(self.tree, [behaviour])
+        found = patched(
+            self.tree, self.base, self.every_prefix, original, unwanted, count=count, hinge=hinge
+        )
+        logits, opened = (torch.stack(each) for each in zip(*found, strict=True))
+        measured = distances(self.tree, logits.double().log_softmax(-1), original, unwanted)
+        reach = self.tree.log_reach(original).exp()
+        negative = unwanted.flagged.any(-1)
+        for name, places in (("kept", ~negative & unwanted.clean), ("negative", negative)):
+            there = reach * places
+            measured[f"open_{name}"] = (there * opened).sum(-1) / there.sum(-1)
+        return self._by_seed(measured)
+
     def orders(self, variant: str) -> list[dict[str, Any]]:
         """Return how far apart two updates in either order and a joint one end."""
         names = self.setup.rounds[:2]
@@ -517,6 +541,11 @@ def cells(setup: Setup, parts: Parts) -> Iterator[Cell]:
                 key = {"behaviour": behaviour, "loss": variant, "samples": size}
                 run = partial(parts.measured, behaviour, variant, None, count)
                 yield Cell("sizes", key, run)
+    for behaviour in setup.behaviours:
+        for count in (*setup.sizes[:1], setup.samples, *setup.sizes[1:]):
+            for hinge in HINGES:
+                key = {"behaviour": behaviour, "samples": count, "hinge": f"{hinge:g}"}
+                yield Cell("patch", key, partial(parts.patch, behaviour, count, hinge))
     for variant in setup.ordered:
         yield Cell("orders", {"loss": variant}, partial(parts.orders, variant))
     for scenario in ("same", "more"):

@@ -240,6 +240,22 @@ def rounds(tables: Tables) -> Iterator[str]:
     yield from markdown(["flagged", "anchor", *heads], found)
 
 
+OPEN = {"open_negative": "open where it should be", "open_kept": "open elsewhere"}
+
+
+def patches(tables: Tables) -> Iterator[str]:
+    """Yield the distances of patches, and where their gates are open."""
+    shown = {"unwanted": "unwanted mass", "moved": "moved", IDEALS["token"]: "KL(token ideal)"}
+    by = ["behaviour", "samples", "hinge"]
+    found = []
+    for (behaviour, samples, hinge), rows in tables["patch"].groupby(by, sort=False):
+        means = (rows[distance].mean() for distance in shown | OPEN)
+        numbers = ("none" if math.isnan(mean) else f"{mean:.3g}" for mean in means)
+        found.append([behaviour, f"{samples:,}", f"{hinge:g}", *numbers])
+    heads = ["unwanted", "samples", "hinge", *shown.values(), *OPEN.values()]
+    yield from markdown(heads, found)
+
+
 BLOCKS: dict[str, Callable[[Tables], Iterator[str]]] = {
     "references": references,
     "limits": limits,
@@ -247,6 +263,7 @@ BLOCKS: dict[str, Callable[[Tables], Iterator[str]]] = {
     "grid_weights": grid_weights,
     "sizes": sizes,
     "longer": longer,
+    "patches": patches,
     "orders": orders,
     "rounds": rounds,
 }

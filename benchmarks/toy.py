@@ -306,6 +306,10 @@ class Models(nn.Module):
 
     def forward(self, nodes: Nodes) -> Tensor:
         """Return the logits of the token that follows each prefix, [S, n, V]."""
+        return _normed(self.last_mlp(nodes)[-1]) @ self.head
+
+    def last_mlp(self, nodes: Nodes) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what enters the last MLP, what it gives, and the stream after it, [S, n, d]."""
         x = _rows(self.tokens, nodes.last) + _rows(self.places, nodes.depth)
         beyond = torch.arange(nodes.path.shape[-1]) > nodes.depth[..., None]
         for layer in self.layers:
@@ -315,8 +319,10 @@ class Models(nn.Module):
             scores = scores * keys.shape[-1] ** -0.5
             weights = scores.masked_fill(beyond[..., None], -torch.inf).softmax(2)
             x = x + (weights[..., None] * values).sum(2).flatten(-2) @ layer["join"]
-            x = x + gelu(_normed(x) @ layer["up"]) @ layer["down"]
-        return _normed(x) @ self.head
+            entering = _normed(x)
+            given = gelu(entering @ layer["up"]) @ layer["down"]
+            x = x + given
+        return entering, given, x
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))

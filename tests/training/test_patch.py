@@ -8,6 +8,7 @@ import pytest
 import torch
 from random_models import greedy_rows, llama
 
+from tnt.losses.heads import head_of
 from tnt.losses.params import LossParams
 from tnt.losses.table import LOSSES, token_losses
 from tnt.patches.neurons import attach
@@ -29,7 +30,8 @@ def trained(learnt, folder, *, seed=0, **changes):
     settings = {"neurons": 6, "steps": 60, "batch_size": 4, **changes}
     loss = settings.pop("loss", "tnff")
     params = TrainParams(loss=loss, seed=seed, patch=PatchParams(**settings))
-    return patch.train(llama(), learnt, learnt, params, workdir=folder)
+    model = llama()
+    return patch.train(site_of(model), head_of(model), learnt, learnt, params, workdir=folder)
 
 
 def mass(neurons, learnt):

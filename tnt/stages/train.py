@@ -26,9 +26,11 @@ from tnt.core.params import STRICT
 from tnt.core.records import Mask, Prompt
 from tnt.core.tables import as_csv
 from tnt.core.validation import Expected, Suite
+from tnt.losses.heads import head_of
 from tnt.models import RuntimeParams
 from tnt.patches import artifact
 from tnt.patches.neurons import Neurons, attach
+from tnt.patches.site import site_of
 from tnt.training import features, patch, run
 from tnt.training.log import StepLog
 from tnt.training.params import TrainParams
@@ -136,7 +138,9 @@ def _patch(
         found = features.joined([seen[0][:0], *(seen[n] for n in chosen)])
         return patch.positions(found, [masks[n] for n in chosen])
 
-    return patch.train(original, part(watched=False), part(watched=True), params, workdir=workdir)
+    learnt, watched = part(watched=False), part(watched=True)
+    site, head = site_of(original), head_of(original)
+    return patch.train(site, head, learnt, watched, params, workdir=workdir)
 
 
 def _validate_model(model: Any, path: Path, folder: Path) -> None:

@@ -16,7 +16,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,10 +26,10 @@ from tqdm import tqdm
 from tnt.core.artifacts import complete
 from tnt.core.records import Mask
 from tnt.losses.fused import Fused, fused_losses
-from tnt.losses.heads import head_of
+from tnt.losses.heads import Head
 from tnt.losses.params import LossParams
 from tnt.patches.neurons import Neurons
-from tnt.patches.site import Features, Site, site_of
+from tnt.patches.site import Features, Site
 from tnt.training.log import WATCHES, StepLog
 from tnt.training.params import TrainParams
 
@@ -130,7 +129,8 @@ def _centres(points: Tensor, count: int, seed: int) -> Tensor:
 
 
 def train(
-    model: Any,
+    site: Site,
+    head: Head,
     learnt: Positions,
     watched: Positions,
     params: TrainParams,
@@ -140,7 +140,8 @@ def train(
     """Return a trained patch, and one line per step.
 
     Args:
-        model: The original; only its final norm and its LM head run.
+        site: The original's last MLP; only the final norm behind it runs.
+        head: The original's LM head.
         learnt: What it learns from.
         watched: What it is watched on.
         params: How.
@@ -154,7 +155,7 @@ def train(
             "No completion of a prompt that is trained on is flagged, so there is nothing that a "
             "patch could learn. Give the round more prompts."
         )
-    run = _Run(model, learnt, watched, params, workdir / CHECKPOINT)
+    run = _Run(site, head, learnt, watched, params, workdir / CHECKPOINT)
     with tqdm(total=run.steps, initial=len(run.logs), desc="train the patch", unit="step") as bar:
         for step in range(len(run.logs), run.steps):
             run.step(step)
@@ -169,7 +170,8 @@ class _Run:
 
     def __init__(
         self,
-        model: Any,
+        site: Site,
+        head: Head,
         learnt: Positions,
         watched: Positions,
         params: TrainParams,
@@ -180,7 +182,7 @@ class _Run:
         self.params, self.patch = params, params.patch
         self.steps = self.patch.steps
         self.every = max(1, self.steps // WATCHES)
-        self.site, self.head = site_of(model), head_of(model).frozen()
+        self.site, self.head = site, head.frozen()
         self.learnt, self.watched = (p.to(self.head.weight) for p in (learnt, watched))
         self.checkpoint = checkpoint
         self.logs: list[StepLog] = []
