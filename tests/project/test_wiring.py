@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
 from pathlib import Path
 from typing import get_type_hints
 
@@ -106,3 +107,15 @@ def test_layout_agrees_with_dvc_yaml():
     }
     for path in outs:
         assert any(Path(path).is_relative_to(folder) for folder in layout.owned_folders(key))
+
+
+def test_git_ignores_what_dvc_keeps_and_nothing_else(tmp_path):
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
+    for stage in STAGES:
+        for kind in ("outs", "metrics", "plots"):
+            for entry in definition(stage).get(kind, []):
+                path, told = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
+                asked = ["git", "check-ignore", "--quiet", path.replace("${key}", "r7")]
+                ignored = subprocess.run(asked, cwd=tmp_path).returncode == 0
+                assert ignored == told.get("cache", True), path

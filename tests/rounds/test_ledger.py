@@ -167,7 +167,7 @@ def test_what_a_run_left_behind_is_put_back(accepted, at):
     cut_off(accepted, at)
     assert accepted.git("status", "--porcelain") != ""
     accepted.write("data/rounds/r3/half.parquet", "half-wr")
-    accepted.git("add", "data/rounds/r3/half.parquet")
+    accepted.git("add", "--force", "data/rounds/r3/half.parquet")
     recovery.recover(lambda line: None)
     assert accepted.git("status", "--porcelain") == ""
     assert accepted.git("rev-parse", "HEAD") == head

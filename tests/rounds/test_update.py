@@ -10,7 +10,7 @@ from tnt.core.hashes import sha256_of
 from tnt.core.records import Completion, Flag
 from tnt.project import checks
 from tnt.prompts import Shares, split_of
-from tnt.rounds import programs, staleness, update
+from tnt.rounds import listed, programs, staleness, update, workspace
 from tnt.rounds.recovery import NOTE
 from tnt.rounds.update import GateFailed
 
@@ -203,6 +203,27 @@ def test_a_stage_that_fails_leaves_the_project_as_it_was(begun):
     assert begun.git("rev-parse", "HEAD") == head
     assert not NOTE.exists()
     assert not (begun.path / "data/rounds/r1").exists()
+
+
+def test_a_stage_that_fails_by_hand_leaves_no_data_to_commit(begun):
+    listed.add("r1", parent=None, detectors=["boilerplate"])
+    with begun.params() as params:
+        params["expect"]["max_negative_share"] = 0.01
+    begun.commit()
+    assert "failed to reproduce 'mask@r1'" in begun.run("python", "-m", "dvc", "repro").stderr
+    assert (begun.path / "data/rounds/r1/flags.parquet").is_file()
+    assert begun.git("status", "--porcelain", "-uall") == "M dvc.lock"
+    begun.git("add", "--all")
+    begun.dvc("status")
+
+
+def test_data_that_git_does_not_ignore_is_never_to_be_committed(accepted):
+    accepted.edit(".gitignore", "/data/models/*\n", "")
+    accepted.git("commit", "--quiet", "--message", "Change", ".gitignore")
+    with pytest.raises(ValueError, match=r"DVC keeps.* Write `/data/models/base` into .gitignore"):
+        updated()
+    with pytest.raises(ValueError, match=r"is data that DVC keeps"):
+        workspace.refuse_other_changes()
 
 
 def test_two_at_once_do_not_run_dvc(accepted):

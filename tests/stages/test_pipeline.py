@@ -309,8 +309,6 @@ def test_rounds_are_added_and_removed_with_the_comments_kept(project):
 
 def test_an_accepted_round_is_out_of_reach_of_the_defaults(project):
     assert project.tnt("rounds", "remove", "r2").returncode == 0
-    project.git("rm", "--quiet", "--cached", "data/.gitignore")
-    project.git("commit", "--quiet", "--message", "As before the first `dvc repro`")
     project.repro()
     project.write("notes.txt", "not committed\n")
     refused = project.tnt("rounds", "accept", "r1")

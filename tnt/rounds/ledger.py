@@ -134,7 +134,7 @@ def rebase(name: str, *, run: str = BY_HAND) -> Path:
             raise ValueError(f"{model} is not the accepted model. `dvc checkout` restores it.")
         folder = REBASED / name
         pointer = folder.with_suffix(".dvc")
-        with put_back_on_failure(folder, pointer, REBASED / ".gitignore"):
+        with put_back_on_failure(folder, pointer):
             save_plain(name, folder)
             output("dvc", "add", "--quiet", str(folder))
             with listed.edited_params() as params:
@@ -143,8 +143,7 @@ def rebase(name: str, *, run: str = BY_HAND) -> Path:
                 )
                 params["rounds"] = CommentedMap()
             listed.prune()
-            more = [str(pointer), str(REBASED / ".gitignore")]
-            _commit(f"Rebase onto {name}", written(name, "rebased", run), more)
+            _commit(f"Rebase onto {name}", written(name, "rebased", run), [str(pointer)])
     return folder
 
 

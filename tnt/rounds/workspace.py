@@ -17,15 +17,8 @@ from tnt.core.records import BASE
 from tnt.project import checks, layout
 from tnt.rounds.programs import output
 
-KEPT_BY_GIT = (
-    ":(glob)data/.gitignore",
-    *(
-        f":(glob){folder}/**/.gitignore"
-        for folder in (layout.MODELS, layout.ROUNDS, layout.EVALUATIONS, layout.TEST_PROMPTS.parent)
-    ),
-    f":(glob){layout.EVALUATIONS}/*/metrics.json",
-)
-"""What DVC and the stages write for git to keep, as pathspecs."""
+KEPT_BY_GIT = f":(glob){layout.EVALUATIONS}/*/metrics.json"
+"""What the stages of rounds write for git to keep, as a pathspec."""
 STAGES_OWN = (
     *map(str, (layout.MODELS, layout.ROUNDS, layout.EVALUATIONS, layout.RESOLVED, layout.REPORT)),
     str(layout.TEST_PROMPTS.parent),
@@ -86,13 +79,14 @@ def kept_by_git() -> list[str]:
     Those of a round that was removed are among them, so that the commit deletes them.
     """
     kept = [layout.PARAMS, layout.LOCK, layout.METRICS, layout.ROUNDS_CSV]
-    return [*map(str, kept), *files("--others", "--modified", "--", *KEPT_BY_GIT)]
+    return [*map(str, kept), *files("--others", "--modified", "--", KEPT_BY_GIT)]
 
 
 def refuse_changes() -> None:
     """Raise if there is any change, before something that starts from a commit."""
     refuse_detached()
     for path in changes():
+        _refuse_output(path)
         raise ValueError(f"{path} is changed but not committed. Commit or undo that first.")
 
 
@@ -101,9 +95,22 @@ def refuse_other_changes() -> None:
     ours = {*kept_by_git()}
     for path in changes():
         if path not in ours:
+            _refuse_output(path)
             raise ValueError(
                 f"{path} is changed but not committed, and the tag could not rebuild the round. "
                 "Commit it first."
+            )
+
+
+def _refuse_output(path: str) -> None:
+    """Raise if a change is data of DVC's: committed, it would be in git for good."""
+    lock = load_yaml(layout.LOCK) if layout.LOCK.is_file() else {"stages": {}}
+    outs = (out["path"] for stage in lock["stages"].values() for out in stage.get("outs", []))
+    for out in outs:
+        if path not in kept_by_git() and Path(path).is_relative_to(out):
+            raise ValueError(
+                f"{path} is data that DVC keeps, and git does not ignore it. Write `/{out}` into "
+                ".gitignore; `git rm -r --cached` takes out what git holds already."
             )
 
 
@@ -153,13 +160,13 @@ def put_back_on_failure(*made: Path) -> Iterator[None]:
 def checkout() -> None:
     """Bring back from DVC's cache what dvc.lock names of the base and the rounds.
 
-    Rounds count whose data the last commit tells git to ignore: dvc.lock keeps those that are gone.
+    Rounds count whose metrics the last commit has: dvc.lock keeps those that are gone.
 
     Raises:
         ValueError: Something of it is not in the cache.
     """
     if layout.LOCK.is_file():
-        ran = (r for r in checks.load().rounds if (layout.ROUNDS / r / ".gitignore").is_file())
+        ran = (name for name in checks.load().rounds if layout.metrics(name).is_file())
         listed = {"", BASE, *ran}
         stages = [s for s in load_yaml(layout.LOCK)["stages"] if s.partition("@")[2] in listed]
         output("dvc", "checkout", "--force", *stages)
