@@ -223,6 +223,78 @@ def test_an_acceptance_that_was_killed_before_its_tag_is_finished(accepted):
     assert accepted.git("rev-parse", "round/r2") == head
 
 
+@pytest.fixture
+def undecided(accepted):
+    """Return the project as it is before r2 gets its verdict."""
+    accepted.git("tag", "--delete", "round/r2")
+    accepted.git("reset", "--quiet", "HEAD~1")
+    return accepted
+
+
+def test_no_setting_or_hook_of_a_users_is_in_the_way_of_a_verdict(undecided):
+    for key, value in {
+        "color.ui": "always",
+        "column.ui": "always",
+        "commit.gpgSign": "true",
+        "core.editor": "sleep 600",
+        "i18n.commitEncoding": "ISO-8859-1",
+        "log.showSignature": "true",
+        "tag.gpgSign": "true",
+        "trailer.separators": "=",
+    }.items():
+        undecided.git("config", key, value)
+    hook = undecided.path / ".git/hooks/commit-msg"
+    hook.write_text('#!/bin/sh\nprintf "\\nChecked by a hook.\\n" >> "$1"\n', encoding="utf-8")
+    hook.chmod(0o755)
+    ledger.accept("r2", run="nächtlich")
+    assert verdicts.verdict("r2") == "accepted"
+    entry = history.log()[-1]
+    assert (entry.round, entry.verdict, entry.run) == ("r2", "accepted", "nächtlich")
+    assert entry.commit == undecided.git("rev-parse", "round/r2")
+    said = undecided.git("log", "-1", "--format=%b", "--no-show-signature", "--encoding=UTF-8")
+    assert "Checked by a hook." in said
+    assert undecided.git("status", "--porcelain") == ""
+
+
+def stage_a_file(project):
+    project.write("secret.txt", "mine\n")
+    project.git("add", "secret.txt")
+
+
+def raise_a_bound(project):
+    with project.params() as params:
+        params["gate"]["min_drop"] = 0.01
+
+
+def edit_metrics(project):
+    project.write("data/evaluations/r2/metrics.json", "{}")
+
+
+MEANWHILE = {
+    "staged": (stage_a_file, r"^secret.txt is changed but not committed"),
+    "edited": (raise_a_bound, r"^params.yaml was edited .* is in work/kept/params.yaml\. Take"),
+    "changed": (edit_metrics, r"^There are stages to run: evaluate@r2"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), MEANWHILE.values(), ids=MEANWHILE)
+def test_a_verdict_takes_in_nothing_that_others_change(undecided, monkeypatch, change, said):
+    head, params = undecided.git("rev-parse", "HEAD"), undecided.read("params.yaml")
+    monkeypatch.setattr(ledger, "reproduce", lambda target, log: change(undecided))
+    with pytest.raises(ValueError, match=said):
+        ledger.accept("r2")
+    assert undecided.git("rev-parse", "HEAD") == head
+    assert undecided.git("tag") == "round/r1"
+    assert undecided.read("params.yaml") == params
+
+
+def test_what_was_staged_for_another_commit_stays_staged(undecided, monkeypatch):
+    stage_a_file(undecided)
+    monkeypatch.setattr(ledger, "refuse_other_changes", lambda more=(): None)  # it came just then
+    ledger.accept("r2")
+    assert undecided.git("status", "--porcelain") == "A  secret.txt"
+
+
 def test_a_name_that_was_tagged_is_not_used_again(accepted):
     ledger.roll_back("r1")
     with pytest.raises(ValueError, match=r"'r2' was a round already, tagged round/r2\."):

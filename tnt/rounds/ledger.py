@@ -14,6 +14,7 @@ A verdict's commit holds params.yaml, dvc.lock and the metrics that git keeps, a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 from ruamel.yaml.comments import CommentedMap
@@ -25,10 +26,11 @@ from tnt.rounds import listed, staleness
 from tnt.rounds.listed import edited_params, prune
 from tnt.rounds.programs import alone, output, reproduce
 from tnt.rounds.staleness import refuse_outdated
-from tnt.rounds.trailers import BY_HAND, Verdict, tag, verdicts_in, written
+from tnt.rounds.trailers import BY_HAND, Verdict, set_tag, tag, verdicts_in, written
 from tnt.rounds.verdicts import accepted, commit_of
 from tnt.rounds.workspace import (
-    add,
+    commit_rounds,
+    keep,
     params_at,
     put_back_on_failure,
     refuse_changes,
@@ -55,7 +57,7 @@ def accept(name: str, *, run: str = BY_HAND) -> str:
     with alone(f"`tnt rounds accept {name}`"):
         listed.refuse_unknown(name, checks.load())
         if not accepted(name) and (commit := commit_of(name, "accepted")):
-            output("git", "tag", tag(name), commit)  # a kill came between commit and tag
+            set_tag(name, commit)  # a kill came between commit and tag
             return tag(name)
         _refuse_unfit(name)
         gate = listed.read_metrics(name).gate
@@ -64,8 +66,7 @@ def accept(name: str, *, run: str = BY_HAND) -> str:
                 f"The round {name!r} failed its gate: {gate.reasons}. Change its params or "
                 "prompts and train it again."
             )
-        _settle(name, "accepted", f"Accept round {name}", run=run)
-        output("git", "tag", tag(name))
+        set_tag(name, _settle(name, "accepted", f"Accept round {name}", run=run))
     return tag(name)
 
 
@@ -107,7 +108,7 @@ def roll_back(name: str, *, run: str = BY_HAND) -> list[str]:
             with edited_params() as params:
                 params["rounds"] = listed
             prune()
-            _commit(f"Roll back to {name}", written(name, "rolled back", run))
+            _commit([f"Roll back to {name}", written(name, "rolled back", run)])
     return [other for other in before if other not in listed]
 
 
@@ -143,7 +144,7 @@ def rebase(name: str, *, run: str = BY_HAND) -> Path:
                 )
                 params["rounds"] = CommentedMap()
             listed.prune()
-            _commit(f"Rebase onto {name}", written(name, "rebased", run), [str(pointer)])
+            _commit([f"Rebase onto {name}", written(name, "rebased", run)], [str(pointer)])
     return folder
 
 
@@ -157,7 +158,7 @@ def complete(name: str, start: str) -> bool:
     for commit, named, given in verdicts_in(f"{start}.."):
         if named == name:
             if given == "accepted" and not accepted(name):
-                output("git", "tag", tag(name), commit)
+                set_tag(name, commit)
             return True
     return False
 
@@ -168,7 +169,7 @@ def take_out(names: list[str]) -> None:
         for name in names:
             listed.take_out(params, name)
     listed.prune()
-    _commit(f"Take out {', '.join(names)}", [])
+    _commit([f"Take out {', '.join(names)}"])
 
 
 def _refuse_unfit(name: str) -> None:
@@ -186,16 +187,21 @@ def _refuse_unfit(name: str) -> None:
         )
     if (parent := loaded.rounds[name].parent) != BASE and not accepted(parent):
         raise ValueError(f"The parent {parent!r} of {name!r} is not accepted. Accept it first.")
-    stale = staleness.outdated().keys() - {"compare"}  # which is run for the verdict's commit
-    if stale:
+    _refuse_stale({"compare"})  # which is run for the verdict's commit
+    refuse_other_changes()
+
+
+def _refuse_stale(besides: Set[str] = frozenset()) -> None:
+    """Raise if a stage has to run."""
+    if stale := staleness.outdated().keys() - besides:
         raise ValueError(
             f"There are stages to run: {', '.join(sorted(stale))}. `dvc repro` first, then accept."
         )
     refuse_other_changes()
 
 
-def _settle(name: str, given: Verdict, subject: str, *, run: str, reason: str = "") -> None:
-    """Freeze a round and commit the verdict on it."""
+def _settle(name: str, given: Verdict, subject: str, *, run: str, reason: str = "") -> str:
+    """Freeze a round and commit the verdict on it; return the commit."""
     learned = listed.read_metrics(name).learned
     body = "; ".join(
         f"{detector}: {change.before.rate:.1%} -> {change.after.rate:.1%}"
@@ -203,12 +209,31 @@ def _settle(name: str, given: Verdict, subject: str, *, run: str, reason: str = 
     )
     with restored_on_failure():
         listed.freeze(name)
-        _commit(f"{subject}\n\n{body}", written(name, given, run, reason))
+        return _commit([subject, body, written(name, given, run, reason)], unless=_refuse_stale)
 
 
-def _commit(message: str, trailers: list[str], more: list[str] | None = None) -> None:
-    """Bring `compare` up to date, then commit what git keeps of the rounds, and nothing else."""
+def _commit(
+    paragraphs: Sequence[str],
+    more: Sequence[str] = (),
+    unless: Callable[[], None] = lambda: None,
+) -> str:
+    """Bring `compare` up to date, then commit what git keeps of the rounds; return the commit.
+
+    Args:
+        paragraphs: Of the message.
+        more: Files to be committed too.
+        unless: Raises if the commit is not to be made, once `compare` is up to date.
+
+    Raises:
+        ValueError: Somebody edited or staged something else while `compare` ran.
+    """
+    ours = layout.PARAMS.read_bytes()
     reproduce("compare", log=lambda line: None)
-    add(more)
-    paragraphs = [message, "\n".join(trailers)] if trailers else [message]
-    output("git", "commit", "--quiet", *(w for text in paragraphs for w in ("--message", text)))
+    if layout.PARAMS.read_bytes() != ours:
+        raise ValueError(
+            f"{layout.PARAMS} was edited before `{paragraphs[0]}` could be committed: what you "
+            f"wrote is in {keep(layout.PARAMS)}. Take over from it what you want, and try again."
+        )
+    unless()
+    refuse_other_changes(more)
+    return commit_rounds(paragraphs, more)

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from tnt.core import tether
 from tnt.core.locks import held
@@ -24,6 +24,17 @@ from tnt.core.locks import held
 FOLDER = Path(".dvc")
 LOCK = FOLDER / "tmp" / "tnt.lock"
 DVCS_LOCKS = FOLDER / "tmp" / "rwlock"
+GIT = (
+    "git",
+    *("-c", "commit.cleanup=whitespace"),
+    *("-c", "commit.gpgSign=false"),
+    *("-c", "i18n.commitEncoding=UTF-8"),
+    *("-c", "i18n.logOutputEncoding=UTF-8"),
+    *("-c", "log.showSignature=false"),
+    *("-c", "trailer.separators=:"),
+)
+"""Git without those settings of a user's that change what is written and read back here, or ask
+for something where nobody sees it."""
 TERMINATION_S = 10.0
 """What dvc and its stage are given to end before they are killed."""
 PROGRESS_S = "30"
@@ -68,14 +79,14 @@ def alone(doing: str) -> Iterator[IO[str]]:
         yield _lock
 
 
-def output(program: str, *arguments: str) -> str:
+def output(program: Literal["git", "dvc"], *arguments: str) -> str:
     """Return what `git` or `dvc` prints.
 
     Raises:
         ValueError: It failed; holds its last line. Or another process runs dvc.
     """
     with alone(f"`dvc {' '.join(arguments)}`") if program == "dvc" else contextlib.nullcontext():
-        command = _dvc(arguments) if program == "dvc" else [program, *arguments]
+        command = _dvc(arguments) if program == "dvc" else [*GIT, *arguments]
         with _started(command) as process:
             printed, errors = process.communicate()
     if process.returncode:
@@ -124,6 +135,7 @@ def _started(
             env=_environment(),
             text=True,
             errors="replace",
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
             start_new_session=True,
@@ -162,7 +174,7 @@ def _dvc(arguments: Sequence[str]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment for dvc and its stages: this Python, tied to this process."""
+    """Return the environment for git, dvc and its stages: this Python, tied to this process."""
     here = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", os.defpath)
     if here not in path.split(os.pathsep):
@@ -172,6 +184,8 @@ def _environment() -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "DVC_NO_ANALYTICS": "1",
         **os.environ,
+        "GIT_EDITOR": "true",  # an editor would wait where nobody sees it
+        "GIT_TERMINAL_PROMPT": "0",
         "PATH": path,
         tether.VARIABLE: str(os.getpid()),
     }

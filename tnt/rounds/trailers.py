@@ -11,10 +11,10 @@ Verdict = Literal["accepted", "rejected", "rolled back", "rebased"]
 BY_HAND = "by hand"
 
 
-def written(name: str, given: Verdict, run: str, reason: str = "") -> list[str]:
-    """Return the trailers of a verdict's commit, one line each."""
+def written(name: str, given: Verdict, run: str, reason: str = "") -> str:
+    """Return the trailers of a verdict's commit, a paragraph."""
     values = {"Round": name, "Verdict": given, "Reason": reason, "Run": run}
-    return [f"{key}: {' '.join(value.split())}" for key, value in values.items() if value]
+    return "\n".join(f"{key}: {' '.join(value.split())}" for key, value in values.items() if value)
 
 
 def placeholder(key: str) -> str:
@@ -30,6 +30,11 @@ def verdicts_in(revisions: str = "HEAD") -> Iterator[tuple[str, str, str]]:
         commit, name, given = found.split("\0")
         if name:
             yield commit, name, given
+
+
+def set_tag(name: str, commit: str) -> None:
+    """Tag a round as accepted; the tag is a plain one, whatever `tag.gpgSign` says."""
+    output("git", "update-ref", f"refs/tags/{tag(name)}", commit, "")
 
 
 def tag(name: str) -> str:

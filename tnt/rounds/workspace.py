@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ STAGES_OWN = (
     "data/comparison.validation.json",
 )
 """Where stages alone write, as git's pathspecs."""
+KEPT = Path("work/kept")
+"""Where what people wrote goes before something else takes its place."""
 Log = Callable[[str], None]
 
 
@@ -36,9 +38,40 @@ def commit_params(message: str) -> None:
 def commit_lock(message: str) -> None:
     """Commit dvc.lock, and what else git keeps of the stages that ran, if anything changed."""
     refuse_other_changes()
-    add()
-    if output("git", "diff", "--cached", "--name-only"):
-        output("git", "commit", "--quiet", "--message", message)
+    if {*changes()} & {*kept_by_git()}:
+        commit_rounds([message])
+
+
+def commit_rounds(paragraphs: Sequence[str], more: Sequence[str] = ()) -> str:
+    """Commit what git keeps of the rounds, `more`, and nothing else that is staged; return it.
+
+    A hook of git's may add to the message. If the last of several paragraphs, the trailers, is then
+    none that git reads any more, it is said again at the end.
+    """
+    known = {*files()}
+    paths = [p for p in [*kept_by_git(), *more] if p in known or Path(p).exists()]
+    output("git", "add", "--", *paths)
+    output("git", "commit", "--quiet", *_message(paragraphs), "--", *paths)
+    *before, last = paragraphs
+    if before and last not in output("git", "log", "-1", "--format=%(trailers:only,unfold)"):
+        again = _message([output("git", "log", "-1", "--format=%B"), last])
+        made = output("git", "commit-tree", "HEAD^{tree}", "-p", "HEAD^", *again)
+        output("git", "update-ref", "HEAD", made)
+    return output("git", "rev-parse", "HEAD")
+
+
+def _message(paragraphs: Sequence[str]) -> list[str]:
+    return [word for text in paragraphs for word in ("-m", text)]
+
+
+def keep(path: Path) -> Path:
+    """Move what a person wrote out of the way; return where in `work/kept/` it is now."""
+    kept, number = KEPT / path, 1
+    while kept.exists():
+        number += 1
+        kept = KEPT / path.with_name(f"{path.stem}-{number}{path.suffix}")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.move(path, kept))
 
 
 def params_at(revision: str) -> CommentedMap:
@@ -90,9 +123,9 @@ def refuse_changes() -> None:
         raise ValueError(f"{path} is changed but not committed. Commit or undo that first.")
 
 
-def refuse_other_changes() -> None:
-    """Raise if there are changes that the commit would miss, or that were staged for another."""
-    ours = {*kept_by_git()}
+def refuse_other_changes(more: Sequence[str] = ()) -> None:
+    """Raise if there are changes that a commit of what git keeps and of `more` would miss."""
+    ours = {*kept_by_git(), *more}
     for path in changes():
         if path not in ours:
             _refuse_output(path)
@@ -120,13 +153,6 @@ def refuse_detached() -> None:
         raise ValueError(
             "No branch is checked out, and a commit would belong to none. `git switch` to one."
         )
-
-
-def add(more: list[str] | None = None) -> None:
-    """Stage what git keeps of the rounds, and `more`."""
-    paths = [*kept_by_git(), *(more or [])]
-    known = {*files()}
-    output("git", "add", "--", *(path for path in paths if path in known or Path(path).exists()))
 
 
 @contextlib.contextmanager
