@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from tnt import detectors
+from tnt.core.params import load_yaml, merge, parse
 from tnt.project.sections import Project
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,7 @@ DOCUMENTS = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("
 PRESENT = [path for path in DOCUMENTS if path.name not in ("CHANGELOG.md", "log.md")]
 """What says how things are now; the others may name what is gone."""
 WIDTH = 120
+FENCED_YAML = ("fence", "yaml")
 
 every = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 present = pytest.mark.parametrize("path", PRESENT, ids=lambda path: str(path.relative_to(ROOT)))
@@ -86,14 +88,48 @@ def test_params_that_are_named_exist(path):
             assert found[2] in {field.name for field in fields(sections[found[1]])}, name
 
 
-def test_the_plugin_of_the_docs_is_a_detector(tmp_path, monkeypatch):
+def yaml_examples(path: Path) -> list[str]:
+    """Return what is YAML in a document: blocks, and what stands between backticks like `a: b`."""
+    blocks = [token.content for token in tokens(path) if (token.type, token.info) == FENCED_YAML]
+    lines = [text for text in code(path) if re.match(r"\{?[\w.]+: ", text) and ";" not in text]
+    return [text.replace("<40-digit commit>", "a" * 40) for text in [*blocks, *lines]]
+
+
+@present
+def test_yaml_that_is_shown_is_read_and_fits(path, tmp_path, monkeypatch):
+    """By DVC's reader; sections fit the default project, detectors their kind."""
+    write_plugin(tmp_path / "plugins/shouting.py", monkeypatch)
+    project = load_yaml(ROOT / "params.yaml")
+    for number, text in enumerate(yaml_examples(path)):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text, encoding="utf-8")
+        example = load_yaml(file)
+        for name, value in example.items():
+            if isinstance(value, dict) and "kind" in value:
+                detectors.parse(name, value)
+            nested = {name.partition(".")[2]: value} if "." in name else value
+            if (section := name.partition(".")[0]) in get_type_hints(Project) and nested:
+                parse(merge(project, {section: nested}), Project, where=text)
+        for name, config in (example.get("detectors") or {}).items():
+            detectors.parse(name, config)
+
+
+def write_plugin(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write the plugin of docs/detectors.md, where Python finds it."""
     (example,) = (
         token.content
         for token in tokens(ROOT / "docs/detectors.md")
         if token.type == "fence" and token.info == "python"
     )
-    (tmp_path / "shouting.py").write_text(example, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    detect = detectors.build("loud", {"kind": "shouting:build", "words": 2})
+    path.parent.mkdir()
+    path.write_text(example, encoding="utf-8")
+    monkeypatch.syspath_prepend(path.parent.parent)
+
+
+def test_the_plugin_of_the_docs_is_a_detector(tmp_path, monkeypatch):
+    write_plugin(tmp_path / "plugins/shouting.py", monkeypatch)
+    (named,) = (text for text in yaml_examples(ROOT / "docs/detectors.md") if "loud:" in text)
+    (tmp_path / "params.yaml").write_text(named, encoding="utf-8")
+    detect = detectors.build("loud", load_yaml(tmp_path / "params.yaml")["detectors"]["loud"])
     text = "Well. GO AWAY NOW! Please."
     assert [text[s.start : s.end] for s in detect(text, "")] == ["GO AWAY NOW! "]

@@ -104,6 +104,10 @@ def test_section_of_a_file_is_read(tmp_path):
     [
         ("a: [1\nb: 2\n", r"p\.yaml, line 2 is not valid YAML"),
         ("a: 1\na: 2\n", r"p\.yaml, line 2 is not valid YAML: found duplicate key"),
+        (
+            "a: {kind: b.c:d}\n",
+            r"line 1 is .* unexpected ':'\. Inside {} or \[\], put quotes around",
+        ),
         ("- 1\n", r"p\.yaml holds list, not a mapping"),
         ("", r"p\.yaml holds NoneType, not a mapping"),
     ],
@@ -162,6 +166,13 @@ def test_edit_that_changes_nothing_leaves_the_data_and_the_comments(tmp_path):
     assert [line.split() for line in once.splitlines()] == [
         line.split() for line in COMMENTED.splitlines()
     ]
+
+
+def test_what_is_no_yaml_is_refused_before_it_is_edited(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("a: [1\n")
+    with pytest.raises(ValueError, match=r"params\.yaml, line \d is not valid YAML"):
+        edit_that_fails(path, check=load_yaml)
 
 
 def refused(values):

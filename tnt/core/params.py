@@ -37,6 +37,11 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 LARGEST = 100_000
 """Values in a YAML file. A few nested aliases make a thousand million of them."""
 
+REMEDIES = {
+    "found unexpected ':'": "Inside {} or [], put quotes around a value with a colon in it."
+}
+"""Of what other readers read: this one is DVC's, which has to read params.yaml too."""
+
 
 def load_yaml(path: Path) -> dict[Any, Any]:
     """Return the mapping that a YAML file holds.
@@ -53,9 +58,8 @@ def load_yaml(path: Path) -> dict[Any, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
-        raise ValueError(
-            f"{path}{where} is not valid YAML: {problem}. Correct the file."
-        ) from error
+        remedy = REMEDIES.get(str(problem), "Correct the file.")
+        raise ValueError(f"{path}{where} is not valid YAML: {problem}. {remedy}") from error
     except RecursionError as error:
         raise ValueError(
             f"{path} is nested too deeply, or an alias in it contains itself. Correct the file."
@@ -96,7 +100,11 @@ def edited(path: Path, check: Callable[[Path], object]) -> Iterator[CommentedMap
 
     `check` gets the new file under a temporary name and raises where it is not valid; the old file
     then stays as it is.
+
+    Raises:
+        ValueError: It is not valid, before or after.
     """
+    load_yaml(path)
     yaml = YAML()
     yaml.preserve_quotes = True
     values = yaml.load(path.read_text(encoding="utf-8"))
