@@ -30,7 +30,7 @@ PATCH_FILE = "patch.safetensors"
 class RuntimeParams:
     """What the bytes of a result depend on besides its inputs."""
 
-    threads: PositiveInt | Literal["auto"]
+    threads: PositiveInt | Literal["auto"] = 1
     """CPU threads of torch; `auto` is the machine's cores, written out by `resolve`."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     autocast: Literal["none", "bf16"] = "none"

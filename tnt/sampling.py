@@ -28,8 +28,9 @@ class SamplingParams:
     """How completions are drawn. Greedy unless a temperature is given."""
 
     max_new_tokens: PositiveInt | dict[str, PositiveInt]
-    """The longest completion: one number, or one for each prompt set."""
-    batch_size: PositiveInt
+    """The longest completion, in tokens: one number, or one for each prompt set."""
+    batch_size: PositiveInt = 32
+    """Prompts of one pass; another number may give other completions."""
     max_prompts: PositiveInt | dict[str, PositiveInt] | None = None
     """Prompts used of each split of each prompt set, chosen by hash: one number, or one for each
     set that is not to be used whole; None is all."""

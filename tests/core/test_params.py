@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 from pydantic.dataclasses import dataclass
 
-from tnt.core.errors import did_you_mean
+from tnt.core.errors import Faults, did_you_mean
 from tnt.core.params import STRICT, dump_yaml, edited, load_section, load_yaml, merge, parse
 from tnt.sampling import SamplingParams
 
@@ -58,6 +58,19 @@ def test_what_does_not_fit_is_one_sentence_with_key_value_and_remedy(values, mes
     with pytest.raises(ValueError, match=message) as caught:
         parse(values, Section, where="f.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_all_that_does_not_fit_is_told_and_a_misspelt_key_is_not_missing_too():
+    values = {"raet": 1, "mode": 3, "pair": [1], "inner": {"width": "x", "height": 2}}
+    with pytest.raises(Faults) as caught:
+        parse(values, Section, where="f.yaml")
+    assert sorted(line.split("'")[0] for line in caught.value.lines) == [
+        "f.yaml: inner.width is ",
+        "f.yaml: mode is 3: input should be ",
+        "f.yaml: the key ",
+        "f.yaml: unknown key ",
+        "f.yaml: unknown key ",
+    ]
 
 
 def test_check_of_a_whole_section_keeps_its_own_words():

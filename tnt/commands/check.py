@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from tnt.base import BaseParams
+from tnt.core.errors import Collected
 from tnt.core.hashes import sha256_of
 from tnt.core.params import edited, load_yaml
 from tnt.core.records import BASE
-from tnt.project import checks, layout, resolved, wiring
+from tnt.project import checks, explained, layout, resolved, wiring
 from tnt.report import probe
 from tnt.rounds import staleness
 from tnt.rounds.programs import Busy
@@ -20,8 +22,14 @@ from tnt.rounds.programs import Busy
 
 def command(
     pin: Annotated[bool, typer.Option(help="Write hashes of the models into params.yaml.")] = False,
+    explain: Annotated[
+        str, typer.Option(metavar="SECTION", help="Show its keys, like gate or train.patch.")
+    ] = "",
 ) -> None:
     """Check params.yaml, the prompt files and the rounds, before anything runs."""
+    if explain:
+        print(explained.explain(explain))
+        return
     if pin:
         print("\n".join(pin_models()))
     print(check())
@@ -31,25 +39,21 @@ def check() -> str:
     """Check the params, prompt files and data folders, and the model's context if it is there.
 
     Raises:
-        ValueError: The first thing that is wrong.
+        Faults: What is wrong, params.yaml first: the rest is only looked at where that is valid.
     """
     loaded = checks.load()
-    wiring.refuse_unwired(load_yaml(layout.PIPELINE).get("stages") or {})
-    checks.refuse_stray_folders(loaded.rounds)
-    tokenizer = config = None
-    base = layout.model(BASE)
-    if (base / "config.json").is_file():
-        from transformers import AutoConfig
-
-        from tnt import models
-
-        tokenizer = models.load_tokenizer(base)
-        config = AutoConfig.from_pretrained(base)
-    count = checks.check_prompts(loaded, tokenizer, config)
-    if loaded.report.probe:
-        probe.read({loaded.report.probe: sha256_of(Path(loaded.report.probe))})
+    collected, count, note = Collected(), 0, ""
+    with collected:
+        wiring.refuse_unwired(load_yaml(layout.PIPELINE).get("stages") or {})
+    with collected:
+        checks.refuse_stray_folders(loaded.rounds)
+    with collected:
+        count = checks.check_prompts(loaded, *_tokenizer_and_config(loaded.base))
+    with collected:
+        if loaded.report.probe:
+            probe.read({loaded.report.probe: sha256_of(Path(loaded.report.probe))})
+    collected.refuse()
     stages = len(resolved.params(loaded))
-    note = ""
     if Path(".git").exists():
         try:
             staleness.refuse_outdated()
@@ -57,6 +61,22 @@ def check() -> str:
             note = f" Whether the accepted rounds are up to date was not checked: {busy}"
     found = f"{len(loaded.rounds)} rounds, {count} prompts read, params for {stages} stages"
     return f"{layout.PARAMS} is valid: {found}.{note}"
+
+
+def _tokenizer_and_config(params: BaseParams) -> tuple[Any, Any]:
+    """Return those of the base: where it comes from, if that is a folder, or else as it was made.
+
+    Both are None where neither is there yet.
+    """
+    folders = [Path(params.name)] if params.source == "local" else []
+    for folder in [*folders, layout.model(BASE)]:
+        if (folder / "config.json").is_file():
+            from transformers import AutoConfig
+
+            from tnt import models
+
+            return models.load_tokenizer(folder), AutoConfig.from_pretrained(folder)
+    return None, None
 
 
 def pin_models() -> list[str]:

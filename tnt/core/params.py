@@ -15,7 +15,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -23,7 +24,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from tnt.core.artifacts import complete
-from tnt.core.errors import did_you_mean, shortened
+from tnt.core.errors import Faults, did_you_mean, lines_of, nearest, shortened
 from tnt.core.hashes import refuse_changed
 from tnt.core.imports import CODE_ROOT
 
@@ -114,7 +115,8 @@ def edited(path: Path, check: Callable[[Path], object]) -> Iterator[CommentedMap
         try:
             check(partial)
         except ValueError as error:
-            raise ValueError(str(error).replace(str(partial), str(path))) from error
+            told = (line.replace(str(partial), str(path)) for line in lines_of(error))
+            raise Faults(told) from error
 
 
 def load_section(path: Path, section: type[T]) -> T:
@@ -130,25 +132,28 @@ def load_section(path: Path, section: type[T]) -> T:
     return parse(values, section, where=str(path))
 
 
-def parse(values: Mapping[Any, Any], section: type[T], *, where: str) -> T:
+def parse(values: Mapping[Any, Any], section: type[T], *, where: str, called: str = "key") -> T:
     """Return `values` as a `section`, checked strictly.
 
     Args:
         values: What the YAML holds.
         section: A params dataclass.
         where: Named in the error: the file, and the key of the section in it.
+        called: What its own keys are called in the error.
 
     Raises:
-        ValueError: A key is unknown or missing, or a value does not fit; one sentence for the
-            first of them, with the value seen and, for an unknown key, the nearest valid one.
+        Faults: Keys are unknown or missing, or values do not fit; one sentence for each, with the
+            value seen and, for an unknown key, the nearest one that is valid there.
     """
-    for key in _keys(values):
-        if not isinstance(key, str):
-            raise ValueError(f"{where}: the key {key!r} is not a string. Quote it or rename it.")
+    if strange := [key for key in _keys(values) if not isinstance(key, str)]:
+        raise Faults(
+            f"{where}: the key {key!r} is not a string. Quote it or rename it." for key in strange
+        )
     try:  # by way of JSON, where strict types allow a list for a tuple, a dict for a dataclass
         return TypeAdapter(section).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise ValueError(_sentence(error, section, where)) from None
+        told = _sentences(error, section, called)
+        raise Faults(f"{where}: {sentence}" for sentence in told) from None
 
 
 def merge(default: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,35 +165,68 @@ def merge(default: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def _sentence(error: ValidationError, section: type, where: str) -> str:
-    errors = error.errors()
-    unknown = [e for e in errors if e["type"] == "unexpected_keyword_argument"]
-    first = (unknown or errors)[0]  # a key that is misspelt is missing as well
-    location = first["loc"]
-    key = ".".join(str(part) for part in location)
-    match first["type"]:
-        case "unexpected_keyword_argument":
-            return (
-                f"{where}: unknown key {key!r}.{did_you_mean(location[-1], _field_names(section))}"
-            )
-        case "missing" | "missing_argument" | "missing_keyword_only_argument":
-            return f"{where}: the key {key!r} is missing. Add it."
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:].rstrip(".")
-    seen = shortened(first["input"])
-    return f"{where}: {key or 'the section'} is {seen}: {message}. Correct the value."
+MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
+UNKNOWN = "unexpected_keyword_argument"
 
 
-def _field_names(section: Any) -> set[str]:
-    """Return the names of all fields of a params dataclass and of those nested in it."""
-    names: set[str] = set()
-    if is_dataclass(section):
-        hints = get_type_hints(section)
-        for field in fields(section):
-            names |= {field.name} | _field_names(hints[field.name])
-    for argument in get_args(section):
-        names |= _field_names(argument)
-    return names
+def _sentences(error: ValidationError, section: type, called: str) -> list[str]:
+    """Return what is wrong, one sentence for each place."""
+    places: dict[tuple[Any, ...], list[Any]] = {}
+    for each in error.errors():
+        places.setdefault(place_in(section, each["loc"])[0], []).append(each)
+    meant = {
+        (*place[:-1], nearest(place[-1], _valid(section, first["loc"])))
+        for place, (first, *_) in places.items()
+        if first["type"] == UNKNOWN
+    }
+    outer = {place[:n] for place in places for n in range(len(place))}
+    return [
+        _sentence(place, errors, section, called if len(place) == 1 else "key")
+        for place, errors in places.items()
+        if place not in meant | outer  # a key that is misspelt is missing as well
+    ]
+
+
+def _sentence(place: tuple[Any, ...], errors: list[Any], section: type, called: str) -> str:
+    key = ".".join(map(str, place))
+    first, *others = errors
+    if first["type"] == UNKNOWN:
+        near = did_you_mean(place[-1], _valid(section, first["loc"]))
+        return f"unknown {called} {key!r}.{near}"
+    if first["type"] in MISSING:
+        return f"the {called} {key!r} is missing. Add it."
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    for other in others:  # a value may be of several types, and is of none
+        message += f" or {other['msg'].removeprefix('Input should be ')}"
+    message = message[0].lower() + message[1:]
+    return f"{key or 'the section'} is {shortened(first['input'])}: {message}. Correct the value."
+
+
+def _valid(section: type, location: tuple[Any, ...]) -> list[str]:
+    """Return the keys that are valid beside one."""
+    beside = place_in(section, location[:-1])[1]
+    return [field.name for field in fields(beside)] if is_dataclass(beside) else []
+
+
+def place_in(kind: Any, location: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
+    """Return a place that pydantic names, as keys, and what may stand there.
+
+    Behind a key whose value may be of several types, pydantic also names one of these types.
+    """
+    if get_origin(kind) is Annotated:
+        return place_in(get_args(kind)[0], location)
+    if get_origin(kind) in (Union, UnionType):
+        kinds = [each for each in get_args(kind) if each is not NoneType]
+        nested = [each for each in kinds if is_dataclass(each) or get_args(each)]
+        return place_in((nested or kinds)[0], location[1:] if len(kinds) > 1 else location)
+    if not location:
+        return (), kind
+    if is_dataclass(kind):
+        below = get_type_hints(kind, include_extras=True).get(location[0])
+    else:
+        below = (get_args(kind) or (Any,))[-1]
+    keys, found = place_in(below, location[1:])
+    return (location[0], *keys), found
 
 
 def _keys(values: Any) -> list[Any]:

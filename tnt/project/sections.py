@@ -7,12 +7,15 @@ stages that obey what changed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, field
+from pathlib import Path
 from typing import Any
 
 from pydantic.dataclasses import dataclass
 
 from tnt.base import BaseParams
+from tnt.core.errors import Faults
 from tnt.core.params import STRICT, Share, merge, parse
 from tnt.core.records import BASE, PromptFiles
 from tnt.evaluation.params import EvaluateParams, GateParams
@@ -29,11 +32,11 @@ from tnt.training.params import TrainParams
 class ExpectParams:
     """Bounds on what a round makes; what lies outside stops it."""
 
-    max_empty: Share
+    max_empty: Share = 0.05
     """Share of completions that may be empty."""
     min_negative_share: Share = 0.0
     """Least share of a round's completion tokens that are negative."""
-    max_negative_share: Share
+    max_negative_share: Share = 0.5
     """Greatest such share: with too few kept tokens nothing holds the model in place."""
 
     def __post_init__(self) -> None:
@@ -88,21 +91,24 @@ class ReportParams:
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
 class Project:
-    """params.yaml, section by section; those in `OVERRIDABLE` are defaults of rounds."""
+    """params.yaml, section by section; those in `OVERRIDABLE` are defaults of rounds.
 
-    runtime: RuntimeParams
+    What a round learns from and must keep, and the lengths of completions, have no default.
+    """
+
+    runtime: RuntimeParams = field(default_factory=RuntimeParams)
     base: BaseParams
     prompt_sets: dict[str, PromptSetParams]
     detectors: dict[str, dict[str, Any]]
     generate: SamplingParams
     rollout: RolloutParams = field(default_factory=RolloutParams)
     mask: MaskParams = field(default_factory=MaskParams)
-    train: TrainParams
+    train: TrainParams = field(default_factory=TrainParams)
     respond: SamplingParams
     evaluate: EvaluateParams
-    expect: ExpectParams
+    expect: ExpectParams = field(default_factory=ExpectParams)
     gate: GateParams
-    report: ReportParams
+    report: ReportParams = field(default_factory=ReportParams)
     rounds: dict[str, RoundParams]
 
     def section(self, round_name: str, section: str) -> Any:
@@ -116,3 +122,32 @@ class Project:
         """Return the rounds that a round builds on, nearest first."""
         parent = self.rounds[round_name].parent
         return [] if parent == BASE else [parent, *self.ancestors(parent)]
+
+
+def faults_of_overrides(values: Mapping[str, Any], path: Path) -> list[str]:
+    """Return what is wrong with the sections that rounds override, and not with the defaults.
+
+    Args:
+        values: What params.yaml holds, valid or not.
+        path: Of params.yaml.
+    """
+    told = []
+    for name, round_ in values["rounds"].items():
+        for section, kind in OVERRIDABLE.items():
+            override = round_.get(section) if isinstance(round_, Mapping) else None
+            if isinstance(override, Mapping):
+                default = values.get(section)
+                default = default if isinstance(default, Mapping) else {}
+                where = f"{path}: rounds.{name}.{section}"
+                inherited = _faults(default, kind, where)
+                merged = _faults(merge(default, override), kind, where)
+                told += [fault for fault in merged if fault not in inherited]
+    return told
+
+
+def _faults(values: Mapping[str, Any], section: type, where: str) -> list[str]:
+    try:
+        parse(values, section, where=where)
+    except Faults as faults:
+        return faults.lines
+    return []
