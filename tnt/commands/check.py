@@ -106,7 +106,13 @@ def _pinned(where: str, config: Any) -> tuple[str, str]:
         case "hub":
             from huggingface_hub import HfApi
 
-            return "revision", str(HfApi().model_info(name).sha)
+            try:
+                return "revision", str(HfApi().model_info(name).sha)
+            except Exception as error:  # the Hub's library has many, for names and the network
+                raise ValueError(
+                    f"The Hub does not tell the revision of {where}.name {name!r}: "
+                    f"{type(error).__name__}: {error}. Check the name and the network."
+                ) from error
         case "local":
             return "sha256", sha256_of(Path(name))
         case "package" if where == "base":

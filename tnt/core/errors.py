@@ -8,7 +8,10 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
+
+OURS = Path(__file__).parents[1]
 
 
 class Faults(ValueError):
@@ -89,10 +92,25 @@ def one_line_errors(name: str) -> Iterator[None]:
             sys.exit("\n".join(f"{name}: {line}" for line in lines_of(error)))
         message = " ".join(str(error).split())
         message = f"{type(error).__name__}: {message.rstrip('.')}."
-        if isinstance(error, OSError) or _is_full_disk(error):
-            message += " Check free space and permissions."
-            message += " `dvc checkout --force` restores earlier outputs."
-        sys.exit(f"{name}: {message}")
+        sys.exit(f"{name}: {message} {_remedy(error)}".rstrip())
+
+
+def _remedy(error: Exception) -> str:
+    """Return what to do about what the system or a bug refuses."""
+    file = str(getattr(error, "filename", None) or "")
+    if type(error).__name__ == "TemplateNotFound" or (
+        isinstance(error, FileNotFoundError) and Path(file).is_relative_to(OURS)
+    ):
+        return "That file is a part of tnt: install tnt again, or `git checkout tnt` in its clone."
+    if isinstance(error, FileNotFoundError | FileExistsError | IsADirectoryError):
+        return "Check the name. `dvc checkout` brings back what the pipeline made."
+    if isinstance(error, ConnectionError | TimeoutError) or (
+        isinstance(error, OSError) and error.errno is None
+    ):
+        return "Check the address and the network."  # libraries of the network give no number
+    if isinstance(error, OSError) or _is_full_disk(error):
+        return "Check free space and permissions. `dvc checkout --force` restores earlier outputs."
+    return ""
 
 
 def _is_full_disk(error: Exception) -> bool:
