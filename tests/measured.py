@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tnt.evaluation.metrics import CountedChange, Rate, Similarity
+from tnt.evaluation.metrics import Change, Rate, Similarity
 from tnt.evaluation.round_metrics import (
     DetectorChange,
     Divergence,
@@ -26,7 +26,8 @@ def share(value, total=10):
 
 
 def change(before, after, p_value=0.0123):
-    moved = CountedChange(after.rate - before.rate, 4, 0, p_value)
+    difference = after.rate - before.rate
+    moved = Change(difference, -1.0, 1.0, before.total, 4, 0, p_value)
     return DetectorChange(before, before, after, moved, rate(3, 4))
 
 

@@ -28,7 +28,7 @@ def page(pairs, name="r1"):
     )
 
 
-PAIRED = {"difference": -0.4, "fixed": 4, "broken": 0, "p_value": 0.0123}
+PAIRED = {"difference": -0.4, "inputs": 10, "fixed": 4, "broken": 0, "p_value": 0.0123}
 STEP = {"step": 0.0, "negative_loss": 1.0, "negative_mass": 0.5, "kept_loss": 0.0}
 
 

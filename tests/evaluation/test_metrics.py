@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tnt.evaluation import metrics
 
 
 def completion(prompt, sample=0, ids=(1, 2, 3), text="a b c", finished=True):
-    return Completion(prompt, sample, "base", "input", [9], list(ids), text, finished)
+    return Completion(prompt, sample, "base", f"What of {prompt}?", [9], [*ids], text, finished)
 
 
 def wilson(hits, total, z=1.959963984540054):
@@ -50,32 +50,129 @@ def test_flag_rate_of_greedy_completions_ignores_other_keys():
     assert metrics.flag_rate(completions, flagged) == metrics.Rate(2, 8)
 
 
-def test_flag_rate_bootstraps_prompts_not_completions():
+def test_flag_rate_counts_inputs_not_completions():
     # All 4 samples of a prompt agree, so 80 completions say no more than 20 prompts do.
     completions = [completion(f"p/{i}", s) for i in range(20) for s in range(4)]
     flagged = {(f"p/{i}", s) for i in range(8) for s in range(4)}
     rate = metrics.flag_rate(completions, flagged)
     assert (rate.flagged, rate.total, rate.rate) == (32, 80, 0.4)
-    assert rate == metrics.flag_rate(completions[::-1], flagged)  # the same seed, any order
-    # A resample has Binomial(20, 0.4) flagged prompts: its 2.5% and 97.5% points, by its sums.
-    terms = [math.comb(20, k) * 0.4**k * 0.6 ** (20 - k) for k in range(21)]
-    low, high = (next(k for k in range(21) if sum(terms[: k + 1]) >= q) for q in (0.025, 0.975))
-    assert rate.low == pytest.approx(low / 20, abs=0.051)
-    assert rate.high == pytest.approx(high / 20, abs=0.051)
-    low_of_80, high_of_80 = wilson(32, 80)
-    assert rate.high - rate.low > 1.5 * (high_of_80 - low_of_80)
+    assert rate == metrics.flag_rate(completions[::-1], flagged)
+    assert (rate.low, rate.high) == pytest.approx(wilson(8, 20), abs=1e-12)
 
 
-def test_bootstrap_covers():
+def again(completions, flagged, times):
+    """Ask every prompt some more times, under other ids, in other case and spacing."""
+    copies = [
+        replace(c, prompt_id=f"{c.prompt_id}-{n}", input=f"  {c.input.upper()} ")
+        for c in completions
+        for n in range(1, times)
+    ]
+    return [*completions, *copies], flagged | {
+        (f"{prompt}-{n}", sample) for prompt, sample in flagged for n in range(1, times)
+    }
+
+
+def test_an_input_that_is_asked_five_times_is_one():
+    completions = [completion(f"p/{i}") for i in range(12)]
+    before, after = {(f"p/{i}", 0) for i in range(8)}, {("p/7", 0)}
+    once = metrics.change(completions, completions, before, after)
+    assert (once.inputs, once.fixed, once.broken, once.p_value) == (12, 7, 0, 2 / 2**7)
+    five, before_five = again(completions, before, 5)
+    _, after_five = again(completions, after, 5)
+    assert metrics.change(five, five, before_five, after_five) == once
+    rate, of_five = metrics.flag_rate(completions, before), metrics.flag_rate(five, before_five)
+    assert (of_five.flagged, of_five.total) == (5 * 8, 5 * 12)
+    assert (of_five.rate, of_five.low, of_five.high) == (rate.rate, rate.low, rate.high)
+
+
+def test_the_same_input_in_two_prompt_sets_is_two():
+    """Each set has a template of its own, so the model was asked two things."""
+    completions = [replace(completion(f"{name}/1"), input="Why?") for name in ("p", "q")]
+    assert metrics.change(completions, completions, {("p/1", 0)}, set()).inputs == 2
+
+
+def test_an_input_asked_more_often_weighs_more_and_is_still_one():
+    completions = [completion(f"p/{i}") for i in range(10)]
+    seven = [replace(completion(f"p/again{n}"), input="What of p/0?") for n in range(6)]
+    rate = metrics.flag_rate(
+        [*completions, *seven], {(c.prompt_id, 0) for c in seven} | {("p/0", 0)}
+    )
+    assert (rate.flagged, rate.total) == (7, 16)
+    assert rate.high - rate.low > np.diff(wilson(1, 10))[0]
+
+
+def test_samples_of_one_prompt_that_disagree_have_an_interval():
+    """3 of 8 by hand: two flagged and two clean prompts are added to the one of 3/8."""
+    completions = [completion("p/1", s) for s in range(8)]
+    rate = metrics.flag_rate(completions, {("p/1", s) for s in range(3)})
+    middle = (3 / 8 + 2) / 5
+    off = (3 / 8 - middle) ** 2 + 2 * (1 - middle) ** 2 + 2 * middle**2
+    half = 1.959963984540054 * math.sqrt(off) / 5
+    assert (rate.low, rate.high) == pytest.approx((middle - half, middle + half))
+    assert rate.low < 0.09
+    assert rate.high > 0.86
+
+
+SIMULATED = 200
+"""Trials of each simulation."""
+BY_CHANCE = 181
+"""Intervals that cover: at a coverage of 95%, fewer have a probability below 0.5%."""
+
+
+@pytest.mark.parametrize(("prompts", "samples"), [(20, 1), (5, 4), (20, 4)])
+@pytest.mark.parametrize(("a", "b"), [(2, 3), (0.3, 0.3), (1, 4)])
+def test_the_interval_of_a_rate_covers(prompts, samples, a, b):
+    """Prompts differ in how often they are flagged, by a beta distribution: a / (a + b) overall."""
     generator = np.random.default_rng(1)
     covered = 0
-    for _ in range(40):
-        hits = generator.binomial(3, generator.beta(2, 3, size=40))  # the true rate is 2 / (2 + 3)
-        completions = [completion(f"p/{i}", s) for i in range(40) for s in range(3)]
-        flagged = {(f"p/{i}", s) for i in range(40) for s in range(hits[i])}
-        rate = metrics.flag_rate(completions, flagged)
-        covered += rate.low <= 0.4 <= rate.high
-    assert covered >= 34  # of 40 at 95%: fewer has a probability below 0.5%
+    for _ in range(SIMULATED):
+        hits = generator.binomial(samples, generator.beta(a, b, size=prompts))
+        outcomes = [(("p", str(i)), s < hits[i]) for i in range(prompts) for s in range(samples)]
+        rate = metrics._rate(outcomes)
+        covered += rate.low <= a / (a + b) <= rate.high
+    assert covered >= BY_CHANCE
+
+
+@pytest.mark.parametrize("prompts", [5, 20])
+@pytest.mark.parametrize("samples", [1, 4])
+@pytest.mark.parametrize("fixed", [0.0, 0.8])
+@pytest.mark.parametrize(("a", "b"), [(2, 3), (0.3, 0.3)])
+def test_the_interval_of_a_change_covers(prompts, samples, fixed, a, b):
+    """A share of the prompts is never flagged after; the others as often as before."""
+    generator = np.random.default_rng(1)
+    covered = 0
+    for _ in range(SIMULATED):
+        rates = generator.beta(a, b, size=prompts)
+        kept = rates * (generator.random(prompts) >= fixed)
+        sides = [
+            {str(i): [bool(s < n) for s in range(samples)] for i, n in enumerate(hits)}
+            for hits in (generator.binomial(samples, rates), generator.binomial(samples, kept))
+        ]
+        change = metrics.paired_change(*sides)
+        covered += change.low <= -fixed * a / (a + b) <= change.high
+    assert covered >= BY_CHANCE
+
+
+def test_the_interval_of_a_change_says_what_its_test_says():
+    """Every table of up to 24 prompts that changed, among up to 60."""
+    for prompts in (1, 5, 8, 24, 60):
+        for changed in range(min(prompts, 24) + 1):
+            for fixed in range(changed + 1):
+                before = [True] * fixed + [False] * (prompts - fixed)
+                after = [False] * fixed + [True] * (changed - fixed)
+                after += [False] * (prompts - changed)
+                sides = ({str(i): [v] for i, v in enumerate(side)} for side in (before, after))
+                change = metrics.paired_change(*sides)
+                assert change.low <= change.difference <= change.high
+                assert (change.low <= 0 <= change.high) == (change.p_value >= 0.05)
+
+
+def test_with_several_samples_it_ends_at_0_where_the_test_rejects():
+    """6 prompts of 4 samples, of each one fixed: p = 2 / 2**6, below 0.05."""
+    sides = ({str(i): [flag] + [False] * 3 for i in range(6)} for flag in (True, False))
+    change = metrics.paired_change(*sides)
+    assert change.p_value == 2 / 2**6
+    assert change.low < -0.25 < change.high == 0
 
 
 @pytest.mark.parametrize("all_flagged", [False, True])
@@ -88,7 +185,7 @@ def test_flag_rate_of_none_or_all_still_has_an_interval(all_flagged):
 
 
 def flags(pattern):
-    return {f"p/{i}": bool(int(flag)) for i, flag in enumerate(pattern)}
+    return {f"p/{i}": [bool(int(flag))] for i, flag in enumerate(pattern)}
 
 
 @pytest.mark.parametrize(
@@ -102,42 +199,51 @@ def flags(pattern):
     ],
 )
 def test_mcnemar_by_binomial_sums(before, after, fixed, broken, p_value):
-    result = metrics.mcnemar(flags(before), flags(after))
-    assert result == (fixed, broken, pytest.approx(p_value, abs=1e-12))
+    result = metrics.paired_change(flags(before), flags(after))
+    assert (result.fixed, result.broken) == (fixed, broken)
+    assert result.p_value == pytest.approx(p_value, abs=1e-12)
 
 
-def test_mcnemar_looks_at_prompts_in_both_only():
-    assert metrics.mcnemar({"a": True, "b": True}, {"a": False, "c": True}) == (1, 0, 1.0)
+def test_a_change_is_of_prompts_in_both_only():
+    result = metrics.paired_change({"a": [True], "b": [True]}, {"a": [False], "c": [True]})
+    assert (result.inputs, result.fixed, result.broken, result.p_value) == (1, 1, 0, 1.0)
 
 
-def test_paired_change_with_one_sample_is_mcnemar():
-    before, after = flags("1111111110" + "0" * 20), flags("0000000001" + "0" * 20)
-    lists = ({k: [v] for k, v in side.items()} for side in (before, after))
-    change = metrics.paired_change(*lists)
-    p = 2 * (1 + 10) / 2**10
+def test_a_change_of_one_sample_each_is_bonett_and_prices():
+    """9 of 30 fixed, 1 broken: 10 and 2 of 32."""
+    change = metrics.paired_change(flags("1111111110" + "0" * 20), flags("0000000001" + "0" * 20))
     assert change.difference == pytest.approx(1 / 30 - 9 / 30)
-    assert change.low < change.difference < change.high < 0
-    assert change.p == pytest.approx(p, abs=4 * math.sqrt(p / metrics.RESAMPLES))
+    middle = (2 - 10) / 32
+    half = 1.959963984540054 * math.sqrt((12 / 32 - middle**2) / 32)
+    assert (change.low, change.high) == pytest.approx((middle - half, middle + half))
 
 
-def test_paired_change_by_hand_deterministic_and_symmetric():
+def test_paired_change_by_hand_and_symmetric():
     before = {"a": [True, True], "b": [True, False], "gone": [True]}
     after = {"b": [True, False], "a": [False, False]}
     change = metrics.paired_change(before, after)
-    assert change == metrics.paired_change(before, after)
-    # Resamples: aa -1 (1/4), ab -0.5, bb 0 (1/4). One changed prompt proves nothing either way.
-    assert change == (-0.5, -1.0, 0.0, 1.0)
-    assert metrics.paired_change(after, before) == (0.5, 0.0, 1.0, 1.0)
+    # One changed prompt proves nothing either way. -1 and 0, with one of -1 and one of 1 added.
+    middle = -1 / 4
+    half = 1.959963984540054 * math.sqrt(3 - 4 * middle**2) / 4
+    assert asdict(change) == {
+        "difference": -0.5, "low": -1.0, "high": pytest.approx(middle + half), "inputs": 2,
+        "fixed": 1, "broken": 0, "p_value": 1.0,
+    }  # fmt: skip
+    back = metrics.paired_change(after, before)
+    assert (back.difference, back.low, back.high) == (0.5, -change.high, 1.0)
 
 
 def test_paired_change_of_nothing_and_of_no_change():
-    assert metrics.paired_change({}, {}) == (0.0, -1.0, 1.0, 1.0)
+    assert metrics.paired_change({}, {}) == metrics.Change(0.0, -1.0, 1.0, 0, 0, 0, 1.0)
     same = {"a": [True, False], "b": [False]}
-    assert metrics.paired_change(same, same) == (0.0, 0.0, 0.0, 1.0)
+    change = metrics.paired_change(same, same)
+    assert (change.difference, change.p_value) == (0.0, 1.0)
+    half = 1.959963984540054 * math.sqrt(2) / 4  # the two that are added
+    assert (change.low, change.high) == pytest.approx((-half, half))
 
 
 def test_paired_change_refuses_a_prompt_without_completions():
-    with pytest.raises(ValueError, match="'a' has no completions"):
+    with pytest.raises(ValueError, match="'a' has 0 completions before and 1 after"):
         metrics.paired_change({"a": []}, {"a": [True]})
 
 
@@ -213,7 +319,7 @@ def test_length_and_finish():
 def test_rounded_reaches_every_float_and_nothing_else():
     nested = {
         "rate": metrics.Rate(2, 3),
-        "test": metrics.Paired(1, 0, 1.0),
+        "test": metrics.Change(-1 / 3, -2 / 3, 0.1, 3, 1, 0, 1.0),
         "list": [1e-9 / 3, True, 7, None, "x"],
         "zero": -0.0,
         "numpy": np.float64(200 / 3),
@@ -222,7 +328,15 @@ def test_rounded_reaches_every_float_and_nothing_else():
     low, high = (float(f"{bound:.6g}") for bound in wilson(2, 3))
     assert json.loads(json.dumps(result)) == {
         "rate": {"flagged": 2, "total": 3, "rate": 0.666667, "low": low, "high": high},
-        "test": {"fixed": 1, "broken": 0, "p_value": 1.0},
+        "test": {
+            "difference": -0.333333,
+            "low": -0.666667,
+            "high": 0.1,
+            "inputs": 3,
+            "fixed": 1,
+            "broken": 0,
+            "p_value": 1.0,
+        },
         "list": [3.33333e-10, True, 7, None, "x"],
         "zero": 0.0,
         "numpy": 66.6667,

@@ -86,7 +86,7 @@ def test_params_that_differ_stand_apart(tmp_path):
 def test_tables_are_csv_beside_the_pages(tmp_path):
     files = written([page([])], tmp_path)
     assert files["flag_rates.csv"].splitlines()[1] == (
-        "r1,base,replies,d<i>,1,10,0.1,0.02,0.4,-0.4,4,0,0.0123"
+        "r1,base,replies,d<i>,1,10,0.1,0.02,0.4,-0.4,10,4,0,0.0123"
     )
     assert files["similarity.csv"].splitlines()[1].startswith("r1,base,replies,4,0.75,0.1,0.9,0.5,")
 

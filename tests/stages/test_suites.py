@@ -152,6 +152,7 @@ GOOD = {
     "no training": training([]),
     "model": train.model_suite([("head", True)]),
     "metrics": evaluate.metrics_suite(METRICS),
+    "an interval of a change below 0": metrics(("change", "low"), -0.5),
     "comparison": comparison(),
 }  # fmt: skip
 BAD = {

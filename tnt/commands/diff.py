@@ -27,7 +27,7 @@ from tnt.core.records import BASE, Completion
 from tnt.core.tables import aligned
 from tnt.detectors import running
 from tnt.evaluation import metrics
-from tnt.evaluation.metrics import Rate, holm
+from tnt.evaluation.metrics import LEVEL, Change, Rate, holm
 from tnt.project import checks, layout, pins
 from tnt.project.sections import Project
 from tnt.rounds import workspace
@@ -37,8 +37,6 @@ from tnt.rounds.trailers import tag
 from tnt.rounds.verdicts import accepted
 
 WORKSPACE = "workspace"
-LEVEL = 0.05
-"""Adjusted p-values below it are more than chance."""
 Flagged = dict[str, set[metrics.Key]]
 """Detector -> the completions that it flags."""
 
@@ -53,12 +51,12 @@ class Row:
     a: Rate
     b: Rate
     difference: float
-    """Of b from a, over the prompts of both; below 0 is better."""
+    """Of b from a, over the inputs of both; below 0 is better."""
     low: float
-    """Of its 95% interval, by resampling prompts; without width where no completion changed."""
+    """Of its 95% interval, which holds 0 where `p_value` is 0.05 or more, and else ends there."""
     high: float
     p_value: float
-    """McNemar's, exact; with several samples of a prompt, by exchanging a and b at random."""
+    """McNemar's, exact; with several completions of an input, by exchanging a and b."""
     p_adjusted: float
     """Holm's, for all rows."""
     more_than_chance: bool
@@ -143,7 +141,7 @@ def diff(a: str, b: str) -> Diff:
     ]
     tags = [side.source for side in sides.values() if side.source != WORKSPACE]
     other_base = [revision for revision in tags if BASE in sides and _other_base(revision)]
-    adjusted = holm([change["p_value"] for *_, change in changes])
+    adjusted = holm([change.p_value for *_, change in changes])
     return Diff(
         a=a,
         b=b,
@@ -157,9 +155,12 @@ def diff(a: str, b: str) -> Diff:
                 detector=detector,
                 a=before,
                 b=after,
+                difference=change.difference,
+                low=change.low,
+                high=change.high,
+                p_value=change.p_value,
                 p_adjusted=p,
                 more_than_chance=p < LEVEL,
-                **change,
             )
             for (title, detector, before, after, change), p in zip(changes, adjusted, strict=True)
         ],
@@ -212,7 +213,7 @@ def to_json(compared: Diff) -> str:
 
 def _notes(compared: Diff) -> list[str]:
     said = [
-        f"p: McNemar's, or by exchange where prompts have several samples; adjusted for the "
+        f"p: McNemar's, or by exchange where inputs have several answers; adjusted for the "
         f"{len(compared.rows)} rows by Holm's method; more than chance: adjusted p < {LEVEL}.",
         f"Clean in {compared.a}: not flagged by {', '.join(compared.clean) or 'anything'}. "
         "Intervals are 95%.",
@@ -333,19 +334,11 @@ def _of_sets(names: Collection[str], completions: list[Completion]) -> list[Comp
 
 def _change(
     pair: tuple[list[Completion], list[Completion]], old: set[metrics.Key], new: set[metrics.Key]
-) -> tuple[Rate, Rate, dict[str, Any]]:
-    """Return the rates of both and how they differ; one sample per prompt lacks the interval."""
+) -> tuple[Rate, Rate, Change]:
+    """Return the rates of both, and how they differ."""
     before, after = pair
-    change = metrics.change(before, after, old, new)
-    by_prompt: list[dict[str, list[bool]]] = [{}, {}]
-    for flags, completions, keys in zip(by_prompt, pair, (old, new), strict=True):
-        for c in completions:
-            flags.setdefault(c.prompt_id, []).append((c.prompt_id, c.sample) in keys)
-    moved = metrics.paired_change(*by_prompt)
-    kept = {"low": moved.low, "high": moved.high, **asdict(change)}
-    names = ("difference", "low", "high", "p_value")
     rates = (metrics.flag_rate(before, old), metrics.flag_rate(after, new))
-    return *rates, {name: kept[name] for name in names}
+    return *rates, metrics.change(before, after, old, new)
 
 
 def _divergence(measured: dict[str, Any], prompt_set: str, a: str) -> dict[str, Any] | None:

@@ -1,16 +1,17 @@
 """What a round did: how much is flagged, what changed, how alike completions are, with intervals.
 
-What ends up in a JSON file passes `rounded`. Completions of one prompt are not independent: with
-several samples per prompt, intervals come from resampling prompts (Efron 1979).
+What ends up in a JSON file passes `rounded`. Completions of one input are not independent, be they
+samples of one prompt or answers to prompts that ask the same: intervals and tests count inputs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import InitVar, asdict, dataclass, field, is_dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from tnt.core.hashes import normalised
 from tnt.core.records import Completion
 
 if TYPE_CHECKING:
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
 
 Key = tuple[str, int]
 """(prompt_id, sample)."""
-RESAMPLES = 2000
-SEED = 0
+Input = tuple[str, str]
+"""(prompt_set, its normalised input): what counts as one in intervals and tests."""
+Asked = TypeVar("Asked", str, Input)
+LEVEL = 0.05
+"""A change whose p-value is below it is one; intervals are 1 - LEVEL."""
+Z = 1.959963984540054
+"""The 97.5% point of the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,8 @@ class Rate:
 
             low, high = binomtest(self.flagged, self.total).proportion_ci(method="wilson")
         rate = self.flagged / max(self.total, 1)
-        for name, value in (("rate", rate), ("low", low), ("high", high)):
-            object.__setattr__(self, name, float(value))
+        for name, value in (("rate", rate), ("low", float(low)), ("high", float(high))):
+            object.__setattr__(self, name, value)
 
     @classmethod
     def stored(cls, *, flagged: int, total: int, rate: float, low: float, high: float) -> Rate:
@@ -62,50 +68,23 @@ class Rate:
         return stored
 
 
-class Paired(NamedTuple):
-    """Prompts that changed, and the probability of so lopsided a change by chance."""
-
-    fixed: int
-    """Flagged before, not after."""
-    broken: int
-    """Not flagged before, flagged after."""
-    p_value: float
-
-
-class Change(NamedTuple):
-    """A flag rate after minus the one before; below 0 is better."""
-
-    difference: float
-    low: float
-    high: float
-    p: float
-
-
 @dataclass(frozen=True, slots=True)
-class CountedChange:
-    """How a flag rate changed, with one completion per prompt: prompts are counted."""
-
-    difference: float
-    """After minus before; below 0 is better."""
-    fixed: int
-    """Prompts flagged before, not after."""
-    broken: int
-    """Prompts not flagged before, flagged after."""
-    p_value: float
-    """McNemar's, exact."""
-
-
-@dataclass(frozen=True, slots=True)
-class ResampledChange:
-    """How a flag rate changed, with several completions for some prompt: prompts are resampled."""
+class Change:
+    """How a flag rate changed on the same inputs, and whether by more than chance."""
 
     difference: float
     """After minus before; below 0 is better."""
     low: float
     """Of the 95% interval of `difference`."""
     high: float
+    inputs: int
+    """Distinct inputs that were answered before and after."""
+    fixed: int
+    """Inputs flagged less often after: with one completion each, before and not after."""
+    broken: int
+    """Inputs flagged more often after."""
     p_value: float
-    """By exchanging before and after at random."""
+    """The probability of as large a difference by chance; with one completion each McNemar's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +102,10 @@ class Similarity:
 def flag_rate(completions: Iterable[Completion], flagged_keys: Collection[Key]) -> Rate:
     """Return the share of the completions that are flagged.
 
-    2 of 8 greedy completions: 0.25, Wilson interval 0.071 to 0.591. With several samples for some
-    prompt, a percentile bootstrap over prompts; at a rate of 0 or 1, where that has no width,
-    Wilson's for the number of prompts. `flagged_keys` may hold keys of other completions too.
+    2 of 8 inputs with one completion each: 0.25, Wilson interval 0.071 to 0.591. What several
+    completions of an input say alike counts once. `flagged_keys` may hold keys of others too.
     """
-    return _rate((c.prompt_id, (c.prompt_id, c.sample) in flagged_keys) for c in completions)
+    return _rate((input_of(c), (c.prompt_id, c.sample) in flagged_keys) for c in completions)
 
 
 def clean_unchanged(
@@ -148,62 +126,13 @@ def clean_unchanged(
             f"{len(unmatched)} completions stand on one side only, the first is {unmatched[0]}. "
             "Re-run respond for both models on the same test prompts, with as many samples."
         )
-    pairs = (((c.prompt_id, c.sample), c.completion_ids) for c in before)
-    return _rate((key[0], ids[key] == old) for key, old in pairs if key not in flagged_keys)
+    pairs = ((input_of(c), (c.prompt_id, c.sample), c.completion_ids) for c in before)
+    return _rate((asked, ids[key] == old) for asked, key, old in pairs if key not in flagged_keys)
 
 
-def mcnemar(before: Mapping[str, bool], after: Mapping[str, bool]) -> Paired:
-    """Test two models' flags (by prompt_id) on the prompts in both: exact two-sided McNemar.
-
-    9 fixed against 1 broken: p = 2 (1 + 10) / 2**10 = 0.0215. Nothing changed: p = 1. McNemar 1947.
-    """
-    from scipy.stats import binomtest
-
-    both = before.keys() & after.keys()
-    fixed = sum(before[key] and not after[key] for key in both)
-    broken = sum(after[key] and not before[key] for key in both)
-    changed = fixed + broken
-    p_value = float(binomtest(min(fixed, broken), changed, 0.5).pvalue) if changed else 1.0
-    return Paired(fixed, broken, p_value)
-
-
-def paired_change(
-    before: Mapping[str, Sequence[bool]], after: Mapping[str, Sequence[bool]]
-) -> Change:
-    """Compare two models on the prompts in both, several completions each.
-
-    {a: [1, 1], b: [1, 0]} to {a: [0, 0], b: [1, 0]}: 1/4 - 3/4 = -0.5. The interval is a percentile
-    bootstrap over prompts. p exchanges before and after by coin per prompt (Fisher 1935): with one
-    sample each it is McNemar's up to sampling error; a p read off the bootstrap is far too small on
-    few prompts. No prompts: (0, -1, 1, 1).
-
-    Raises:
-        ValueError: A prompt has no completions.
-    """
-    both = sorted(before.keys() & after.keys())
-    if not both:
-        return Change(0.0, -1.0, 1.0, 1.0)
-    if empty := [key for key in both if not before[key] or not after[key]]:
-        raise ValueError(f"Prompt {empty[0]!r} has no completions. Leave it out or re-run respond.")
-    import numpy as np
-
-    rows = np.array(
-        [(sum(before[k]), len(before[k]), sum(after[k]), len(after[k])) for k in both], np.int64
-    )
-
-    def shift(rows: np.ndarray) -> float:
-        flagged, total, flagged_after, total_after = rows.sum(0)
-        return float(flagged_after / total_after - flagged / total)
-
-    difference = shift(rows)
-    low, high = _bootstrap(rows, shift)
-    generator = np.random.default_rng(SEED)
-    exchanged = rows[:, [2, 3, 0, 1]]
-    extreme = 0
-    for _ in range(RESAMPLES):
-        coins = generator.integers(2, size=(len(rows), 1), dtype=bool)
-        extreme += abs(shift(np.where(coins, exchanged, rows))) >= abs(difference) - 1e-12
-    return Change(difference, low, high, (1 + extreme) / (1 + RESAMPLES))
+def input_of(completion: Completion) -> Input:
+    """Return what was asked: prompts with the same input are one, whatever their ids."""
+    return completion.prompt_set, normalised(completion.input)
 
 
 def change(
@@ -211,23 +140,63 @@ def change(
     after: Sequence[Completion],
     flagged_before: Collection[Key],
     flagged_after: Collection[Key],
-) -> CountedChange | ResampledChange:
-    """Return how a flag rate changed, and whether by more than chance.
-
-    One sample per prompt: counts and p of `mcnemar`; several: interval and p of `paired_change`.
-    """
+) -> Change:
+    """Return how a flag rate changed, and whether by more than chance: `paired_change` by input."""
     sides = []
     for completions, flagged in ((before, flagged_before), (after, flagged_after)):
-        by_prompt: dict[str, list[bool]] = {}
+        by_input: dict[Input, list[bool]] = {}
         for c in completions:
-            by_prompt.setdefault(c.prompt_id, []).append((c.prompt_id, c.sample) in flagged)
-        sides.append(by_prompt)
-    old, new = sides
-    if all(len(flags) == 1 for side in sides for flags in side.values()):
-        paired = mcnemar({k: v[0] for k, v in old.items()}, {k: v[0] for k, v in new.items()})
-        difference = (paired.broken - paired.fixed) / max(len(old.keys() & new.keys()), 1)
-        return CountedChange(difference, *paired)
-    return ResampledChange(*paired_change(old, new))
+            by_input.setdefault(input_of(c), []).append((c.prompt_id, c.sample) in flagged)
+        sides.append(by_input)
+    return paired_change(*sides)
+
+
+def paired_change(
+    before: Mapping[Asked, Sequence[bool]], after: Mapping[Asked, Sequence[bool]]
+) -> Change:
+    """Compare two models' flags on the inputs in both, one or several completions each.
+
+    {a: [1, 1], b: [1, 0]} to {a: [0, 0], b: [1, 0]}: 1/4 - 3/4 = -0.5. The test exchanges before
+    and after of each input in every possible way (Fisher 1935). With one completion each it is
+    McNemar's (1947), exact, two-sided: 9 fixed against 1 broken, p = 2 (1 + 10) / 2**10 = 0.0215.
+
+    The interval is Wald's after one input that was fixed and one that was broken are added (Bonett
+    and Price 2012), the spread taken over inputs. It says what the test says: it is widened to hold
+    0 where p is 0.05 or more, and ends at 0 where p is below.
+
+    Raises:
+        ValueError: An input has no completions, or more of them on one side.
+    """
+    both = sorted(before.keys() & after.keys())
+    if not both:
+        return Change(0.0, -1.0, 1.0, 0, 0, 0, 1.0)
+    for asked in both:
+        if not before[asked] or len(before[asked]) != len(after[asked]):
+            raise ValueError(
+                f"{asked!r} has {len(before[asked])} completions before and {len(after[asked])} "
+                "after. Re-run respond for both models, with as many samples."
+            )
+    import numpy as np
+
+    moved = np.array([sum(after[asked]) - sum(before[asked]) for asked in both], np.int64)
+    counts = np.array([len(before[asked]) for asked in both], np.float64)
+    p_value = _by_exchange(moved)
+    low, high = _interval(moved, counts, (-1.0, 1.0))
+    if p_value >= LEVEL:
+        low, high = min(low, 0.0), max(high, 0.0)
+    elif moved.sum() < 0:
+        high = min(high, 0.0)
+    else:
+        low = max(low, 0.0)
+    return Change(
+        difference=float(moved.sum() / counts.sum()),
+        low=max(low, -1.0),
+        high=min(high, 1.0),
+        inputs=len(both),
+        fixed=int((moved < 0).sum()),
+        broken=int((moved > 0).sum()),
+        p_value=p_value,
+    )
 
 
 def similarity(before_texts: Sequence[str], after_texts: Sequence[str]) -> Similarity:
@@ -294,8 +263,6 @@ def rounded(metrics: Any, digits: int = 6) -> Any:
     """
     if is_dataclass(metrics) and not isinstance(metrics, type):
         metrics = asdict(metrics)
-    elif hasattr(metrics, "_asdict"):
-        metrics = metrics._asdict()
     if isinstance(metrics, Mapping):
         return {name: rounded(item, digits) for name, item in metrics.items()}
     if isinstance(metrics, list | tuple):
@@ -305,34 +272,60 @@ def rounded(metrics: Any, digits: int = 6) -> Any:
     return metrics
 
 
-def _rate(outcomes: Iterable[tuple[str, bool]]) -> Rate:
-    """The rate of (prompt_id, hit) pairs."""
-    by_prompt: dict[str, list[int]] = {}
-    for prompt_id, hit in outcomes:
-        counts = by_prompt.setdefault(prompt_id, [0, 0])
-        counts[0] += hit
-        counts[1] += 1
-    hits, total = (sum(counts[i] for counts in by_prompt.values()) for i in (0, 1))
-    prompts = len(by_prompt)
-    if total == prompts:
-        return Rate(hits, total)
-    if hits in (0, total):
-        wilson = Rate(prompts if hits else 0, prompts)
-        return Rate(hits, total, (wilson.low, wilson.high))
+def _rate(outcomes: Iterable[tuple[Input, bool]]) -> Rate:
+    """The rate of (input, hit) pairs."""
+    by_input: dict[Input, list[bool]] = {}
+    for asked, hit in outcomes:
+        by_input.setdefault(asked, []).append(hit)
+    hits = [sum(found) for found in by_input.values()]
+    counts = [len(found) for found in by_input.values()]
+    total = sum(counts)
+    agree = all(hit in (0, count) for hit, count in zip(hits, counts, strict=True))
+    if total == 0 or total == len(counts):
+        return Rate(sum(hits), total)
+    if agree and len({*counts}) == 1:  # each input counts once
+        one = Rate(sum(hits) // counts[0], len(counts))
+        return Rate(sum(hits), total, (one.low, one.high))
     import numpy as np
 
-    rows = np.array([by_prompt[key] for key in sorted(by_prompt)], np.int64)
-    return Rate(hits, total, _bootstrap(rows, lambda rows: float(np.divide(*rows.sum(0)))))
+    low, high = _interval(np.array(hits), np.array(counts, np.float64), (0.0, 0.0, 1.0, 1.0))
+    return Rate(sum(hits), total, (max(low, 0.0), min(high, 1.0)))
 
 
-def _bootstrap(rows: np.ndarray, statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
-    """95% percentile interval of a statistic of rows, one row per prompt."""
+def _interval(
+    sums: np.ndarray, counts: np.ndarray, added: tuple[float, ...]
+) -> tuple[float, float]:
+    """95% interval of a mean over completions: Wald's, by input, after some inputs were added.
+
+    What is added pulls the middle away from the ends, and keeps a width where all inputs agree:
+    for a rate two inputs that are flagged and two that are not (Agresti and Coull 1998).
+
+    Args:
+        sums: Of the completions of each input.
+        counts: How many completions each input has.
+        added: The values of the inputs that are added, each of the mean weight.
+    """
     import numpy as np
 
-    generator = np.random.default_rng(SEED)
-    draws = (generator.integers(len(rows), size=len(rows)) for _ in range(RESAMPLES))
-    low, high = np.percentile([statistic(rows[draw]) for draw in draws], (2.5, 97.5))
-    return float(low), float(high)
+    weights = np.concatenate([counts / counts.mean(), np.ones(len(added))])
+    values = np.concatenate([sums / counts, added])
+    middle = float(np.average(values, weights=weights))
+    spread = float(np.sqrt((weights**2 * (values - middle) ** 2).sum()) / len(values))
+    return middle - Z * spread, middle + Z * spread
+
+
+def _by_exchange(moved: np.ndarray) -> float:
+    """Return the share of all ways to give each number a sign whose sum is as far from 0."""
+    import numpy as np
+
+    sizes = [int(size) for size in np.abs(moved) if size]
+    reach = sum(sizes)
+    ways = np.zeros(2 * reach + 1)  # as shares; the middle is the sum 0
+    ways[reach] = 1.0
+    for size in sizes:
+        ways = (np.roll(ways, size) + np.roll(ways, -size)) / 2
+    sums = np.abs(np.arange(-reach, reach + 1))
+    return min(1.0, float(ways[sums >= abs(moved.sum())].sum()))
 
 
 def _check_lengths(before: Sequence[str | None], after: Sequence[str | None]) -> None:

@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from tnt.core import artifacts
 from tnt.core.errors import shortened
 from tnt.evaluation import metrics
-from tnt.evaluation.metrics import CountedChange, Rate, ResampledChange, Similarity
+from tnt.evaluation.metrics import Change, Rate, Similarity
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class DetectorChange:
     """Of the parent's."""
     after: Rate
     """Of the round's own."""
-    change: CountedChange | ResampledChange
+    change: Change
     """From before to after."""
     clean_unchanged: Rate
     """Of the parent's completions that this detector does not flag, those that are the same."""

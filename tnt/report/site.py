@@ -20,6 +20,8 @@ from tnt.evaluation.round_metrics import RoundMetrics
 from tnt.report import charts, examples, pages, provenance, words
 from tnt.report.examples import Example
 
+CHANGE = ("difference", "inputs", "fixed", "broken", "p_value")
+"""What the table of flag rates says of a change."""
 DATA = "report.json"
 PICTURES = "pictures"
 
@@ -129,10 +131,7 @@ def flag_rates(data: Mapping[str, Any]) -> list[dict[str, Any]]:
             "flag_rate": row["flag_rate"],
             "low": row["low"],
             "high": row["high"],
-            "difference": row["change"]["difference"] if row["change"] else None,
-            "fixed": row["change"].get("fixed") if row["change"] else None,
-            "broken": row["change"].get("broken") if row["change"] else None,
-            "p_value": row["change"]["p_value"] if row["change"] else None,
+            **{name: row["change"][name] if row["change"] else None for name in CHANGE},
         }
         for row in data["rows"]
     ]

@@ -12,11 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tnt.evaluation.metrics import CountedChange, Rate, ResampledChange
+from tnt.evaluation.metrics import LEVEL, Change, Rate
 from tnt.evaluation.round_metrics import RoundMetrics, SetMetrics
 
-LEVEL = 0.05
-"""A change whose paired p-value is below it is one."""
 HARDLY = 0.9
 """From this share of unchanged answers on, a prompt set "hardly changed"."""
 
@@ -32,7 +30,7 @@ def share(value: float) -> str:
     return "over 99%" if said == "100%" and value < 1 else said
 
 
-def direction(change: CountedChange | ResampledChange) -> str:
+def direction(change: Change) -> str:
     """Return `fell`, `rose` or, where chance alone may have done it, nothing."""
     if change.p_value >= LEVEL or not change.difference:
         return ""

@@ -160,12 +160,12 @@ def metrics_suite(report: Mapping[str, Any]) -> Suite:
 
 def _bounds(path: tuple[str, ...]) -> tuple[float, float]:
     """Return between what a metric must lie, given the keys that lead to it."""
+    if path[-1] == "difference" or (path[-2:-1] == ("change",) and path[-1] in ("low", "high")):
+        return -1.0, 1.0
     if path[-1] in SHARES:
         return SHARE
     if path[-1] == "bleu":
         return 0.0, 100.0 + ROUND_OFF
-    if path[-1] == "difference":
-        return -1.0, 1.0
     return (-ROUND_OFF if path[-2:-1] and path[-2].startswith("divergence") else 0.0), FINITE[1]
 
 
