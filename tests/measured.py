@@ -18,15 +18,13 @@ def rate(flagged, total, low=0.1, high=0.9):
     return Rate(flagged, total, (low, high))
 
 
-def share(value, total=10):
-    """Return a rate that is exactly `value`, whatever the counts."""
-    return Rate.stored(
-        flagged=round(value * total), total=total, rate=value, low=value / 2, high=(1 + value) / 2
-    )
+def share(value, total=100):
+    """Return a rate of whole per cent."""
+    return Rate(round(value * total), total, (value / 2, (1 + value) / 2))
 
 
 def change(before, after, p_value=0.0123):
-    difference = after.rate - before.rate
+    difference = after.rate - before.rate if before.total else None
     moved = Change(difference, -1.0, 1.0, before.total, 4, 0, p_value)
     return DetectorChange(before, before, after, moved, rate(3, 4))
 

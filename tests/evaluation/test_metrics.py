@@ -32,10 +32,12 @@ def test_rate_is_wilsons(hits, total):
 
 
 def test_rate_of_nothing_could_be_anything():
-    expected = {"flagged": 0, "total": 0, "rate": 0.0, "low": 0.0, "high": 1.0}
+    expected = {"flagged": 0, "total": 0, "rate": None, "low": 0.0, "high": 1.0}
     assert asdict(metrics.Rate(0, 0)) == expected
     assert metrics.flag_rate([], set()) == metrics.Rate(0, 0)
     assert metrics.clean_unchanged([], [], set()) == metrics.Rate(0, 0)
+    assert (metrics.Rate(0, 0).percent, metrics.Rate(0, 0).between) == ("none", "none")
+    assert (metrics.Rate(0, 7).percent, metrics.Rate(0, 7).between) == ("0.0%", "0.0% to 35.4%")
 
 
 @pytest.mark.parametrize(("hits", "total"), [(3, 2), (-1, 2)])
@@ -234,7 +236,7 @@ def test_paired_change_by_hand_and_symmetric():
 
 
 def test_paired_change_of_nothing_and_of_no_change():
-    assert metrics.paired_change({}, {}) == metrics.Change(0.0, -1.0, 1.0, 0, 0, 0, 1.0)
+    assert metrics.paired_change({}, {}) == metrics.Change(None, -1.0, 1.0, 0, 0, 0, 1.0)
     same = {"a": [True, False], "b": [False]}
     change = metrics.paired_change(same, same)
     assert (change.difference, change.p_value) == (0.0, 1.0)

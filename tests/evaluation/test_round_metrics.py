@@ -35,7 +35,12 @@ def test_what_is_read_is_what_was_rounded(tmp_path):
 
 
 DAMAGED = {
-    "a missing number": ("sets/replies/clean_unchanged/rate", None, "is None, not float"),
+    "a missing number": ("sets/replies/clean_unchanged/low", None, "is None, not float"),
+    "a rate of nothing": (
+        "learned/d/after/rate",
+        None,
+        "learned/d/after: rate is None, but 1 of 3 is a share",
+    ),
     "a text for a number": ("learned/d/after/total", "3", "is '3', not int"),
     "a number for a verdict": ("gate/passed", 1, "is 1, not bool"),
     "keys of another version": ("sets/replies/divergence", {"kl": 0.1}, "not Divergence"),

@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
         pages,
         params={"r1": {"train." + "long_" * 40: "x" * 300}, "r2": {}},
         validated=[{"folder": "d", "suite": "s", "rows": 1, "met": 1, "expectations": 1}],
-        probe={"base": {"flagged": 1, "total": 4, "rate": 0.25, "low": 0.1, "high": 0.6}},
+        probe={"base": {"flagged": 1, "total": 4, "rate": 0.25, "low": 0.1, "high": 0.6, "own": 4}},
     )
     site.write(pages, found, folder)
     (folder / "rounds.csv").write_text("", encoding="utf-8")

@@ -71,3 +71,15 @@ def test_label_counts_for_exactly_its_text():
     ]
     assert probe.rate(labels, completions) == Rate(1, 2)
     assert probe.rate(labels, []) == Rate(0, 0)
+
+
+def test_an_answer_that_an_earlier_model_gave_is_not_a_models_own():
+    labels = {("p/1", "a"): True, ("p/1", "b"): False, ("p/2", "c"): True}
+    answers = {
+        "base": [completion("p/1", "a"), completion("p/2", "c")],
+        "r1": [completion("p/1", "b"), completion("p/2", "c")],
+        "r2": [completion("p/1", "a"), completion("p/2", "new")],
+        "r3": [completion("p/1", "new"), completion("p/2", "new")],
+    }
+    assert probe.own(labels, answers) == {"base": 2, "r1": 1, "r2": 0, "r3": 0}
+    assert [probe.rate(labels, rows).total for rows in answers.values()] == [2, 2, 1, 0]

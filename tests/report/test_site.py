@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from measured import rate
 from reports import HOSTILE, data, page
 
 from tnt.core.records import Completion, Flag
+from tnt.evaluation.metrics import Rate
 from tnt.report import examples, site
 
 
@@ -58,7 +60,7 @@ def test_hostile_text_is_data_and_not_markup(tmp_path):
 
 def test_index_escapes_and_links_every_round(tmp_path):
     pages = [page([]), page([], "r2")]
-    files = written(pages, tmp_path, probe={"r1": asdict(rate(1, 4))})
+    files = written(pages, tmp_path, probe={"r1": {**asdict(rate(1, 4)), "own": 3}})
     assert {name for name in files if name.endswith(".html")} == {
         "index.html", "r1.html", "r2.html",
     }  # fmt: skip
@@ -113,3 +115,20 @@ def test_value_that_is_missing_is_an_error_and_no_empty_cell(tmp_path):
     with pytest.raises(Exception, match="'probe'"):
         site.write([page([])], given, tmp_path)
     assert not (tmp_path / "index.html").exists()
+
+
+def test_nothing_to_measure_is_none_and_never_0(tmp_path):
+    """Every answer was flagged before: the picture that needs a clean one says that it is not."""
+    one = page([])
+    [(name, found)] = one.metrics.sets.items()
+    sets = {name: replace(found, clean_unchanged=Rate(0, 0))}
+    one = replace(one, metrics=replace(one.metrics, sets=sets))
+    files = written([one], tmp_path, probe={"r1": {**asdict(Rate(0, 0)), "own": 0}})
+    assert "<strong>none</strong> <small>0 of 0</small>" in files["r1.html"]
+    assert ">0.0%" not in files["r1.html"]
+    index = files["index.html"]
+    assert "no answer was clean before that could stay as it was: r1 in replies." in index
+    assert "This picture needs a round" not in index
+    assert '<td class="number">0 of 0</td>\n<td class="number">none</td>' in index
+    row = next(csv.DictReader(files["similarity.csv"].splitlines()))
+    assert (row["clean"], row["clean_unchanged"]) == ("0", "")

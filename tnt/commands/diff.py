@@ -27,7 +27,7 @@ from tnt.core.records import BASE, Completion
 from tnt.core.tables import aligned
 from tnt.detectors import running
 from tnt.evaluation import metrics
-from tnt.evaluation.metrics import LEVEL, Change, Rate, holm
+from tnt.evaluation.metrics import LEVEL, NONE, Change, Rate, holm
 from tnt.project import checks, layout, pins
 from tnt.project.sections import Project
 from tnt.rounds import workspace
@@ -50,7 +50,7 @@ class Row:
     detector: str
     a: Rate
     b: Rate
-    difference: float
+    difference: float | None
     """Of b from a, over the inputs of both; below 0 is better."""
     low: float
     """Of its 95% interval, which holds 0 where `p_value` is 0.05 or more, and else ends there."""
@@ -187,7 +187,7 @@ def table(compared: Diff) -> str:
             row.detector,
             _rate(row.a),
             _rate(row.b),
-            f"{row.difference * 100:+.1f} ({row.low * 100:+.1f} to {row.high * 100:+.1f})",
+            _points(row),
             f"{row.p_value:.2g}",
             f"{row.p_adjusted:.2g}",
             "yes" if row.more_than_chance else "no",
@@ -232,7 +232,14 @@ def _notes(compared: Diff) -> list[str]:
 
 
 def _rate(rate: Rate) -> str:
-    return f"{rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%})"
+    return f"{rate.percent} ({rate.between})" if rate.total else rate.percent
+
+
+def _points(row: Row) -> str:
+    if row.difference is None:
+        return NONE
+    points = (row.difference, row.low, row.high)
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in points))
 
 
 def _side(name: str, loaded: Project) -> _Side:

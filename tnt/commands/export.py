@@ -182,7 +182,6 @@ def _card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
     environment.filters["nats"] = lambda value: "none" if value is None else f"{value:.3g}"
     hub = loaded.base.name if loaded.base.source == "hub" else None
     head = ModelCardData(

@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from tnt.commands import Json
 from tnt.core.tables import aligned
+from tnt.evaluation.metrics import percent
 from tnt.rounds import history
 from tnt.rounds.history import Entry
 
@@ -61,7 +62,10 @@ def to_json(entries: Sequence[Entry]) -> str:
 
 def _rates(entry: Entry) -> str:
     """Return `boilerplate 7.1->1.5%`, or the names alone of detectors that were not measured."""
-    shown = {d: f" {old * 100:.1f}->{new:.1%}" for d, (old, new) in entry.flag_rates.items()}
+    shown = {
+        d: f" {percent(old).rstrip('%')}->{percent(new)}"
+        for d, (old, new) in entry.flag_rates.items()
+    }
     return ", ".join(detector + shown.get(detector, "") for detector in entry.detectors)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tnt.core.artifacts import read_json
 from tnt.core.runlog import last_runs
 from tnt.core.tables import aligned
+from tnt.evaluation.metrics import percent
 from tnt.project import checks, layout
 from tnt.rounds.listed import read_metrics
 
@@ -41,8 +42,8 @@ def summary() -> str:
         sets = " and ".join(round_.prompts)
         for detector, change in metrics.learned.items():
             verdicts.append(
-                f"  {detector} on {sets}: {change.before.rate:.1%} -> "
-                f"{change.after.rate:.1%}, p = {change.change.p_value:.2g}"
+                f"  {detector} on {sets}: {change.before.percent} -> "
+                f"{change.after.percent}, p = {change.change.p_value:.2g}"
             )
     shown = aligned([COLUMNS, *(tuple(row[column] for column in COLUMNS) for row in rows)])
     return "\n".join([*shown, "", *verdicts, *_probe(), "", *_costs(), *_places()])
@@ -55,11 +56,11 @@ def table(metrics: RoundMetrics) -> list[dict[str, str]]:
             "round": metrics.round,
             "prompts": prompt_set,
             "detector": detector,
-            "before": f"{change.before.rate:.1%}",
-            "after": f"{change.after.rate:.1%}",
-            "95% interval": f"{change.after.low:.1%} to {change.after.high:.1%}",
+            "before": change.before.percent,
+            "after": change.after.percent,
+            "95% interval": change.after.between,
             "p": f"{change.change.p_value:.2g}",
-            "clean_unchanged": f"{found.clean_unchanged.rate:.1%} of {found.clean_unchanged.total}",
+            "clean_unchanged": f"{found.clean_unchanged.percent} of {found.clean_unchanged.total}",
         }
         for prompt_set, found in metrics.sets.items()
         for detector, change in found.detectors.items()
@@ -71,8 +72,13 @@ def _probe() -> Iterator[str]:
         return
     probe = read_json(layout.METRICS).get("probe", {})
     if probe:
-        rates = ", ".join(f"{model} {rate:.1%}" for model, rate in probe.items())
-        yield f"Independent labels of test completions, flagged: {rates}"
+        rates = (f"{m} {percent(found['rate'])} of {found['total']}" for m, found in probe.items())
+        yield f"Independent labels of test completions, flagged: {', '.join(rates)}"
+    if unlabelled := [model for model, found in probe.items() if not found["own"]]:
+        yield (
+            f"  Of {' and '.join(unlabelled)} no answer is labelled but what an earlier model gave "
+            "too, word for word: label test completions anew."
+        )
 
 
 def _costs() -> Iterator[str]:

@@ -24,6 +24,8 @@ Input = tuple[str, str]
 Asked = TypeVar("Asked", str, Input)
 LEVEL = 0.05
 """A change whose p-value is below it is one; intervals are 1 - LEVEL."""
+NONE = "none"
+"""What is said of a rate of nothing: it is not 0%."""
 Z = 1.959963984540054
 """The 97.5% point of the normal distribution."""
 
@@ -33,7 +35,7 @@ class Rate:
     """A share with its 95% interval: Wilson's unless another `interval` is given.
 
     1 of 10 is 0.1 with the interval 0.018 to 0.404 (Wilson 1927, no continuity correction); 0 of 0
-    is 0.0, between 0.0 and 1.0.
+    is none, and may be anything between 0.0 and 1.0.
 
     Raises:
         ValueError: `flagged` does not lie between 0 and `total`.
@@ -43,7 +45,8 @@ class Rate:
     """How many of `total` have the property: are flagged, or for `clean_unchanged` are the same."""
     total: int
     interval: InitVar[tuple[float, float] | None] = None
-    rate: float = field(init=False)
+    rate: float | None = field(init=False)
+    """None where there is nothing to measure."""
     low: float = field(init=False)
     high: float = field(init=False)
 
@@ -56,24 +59,38 @@ class Rate:
             from scipy.stats import binomtest
 
             low, high = binomtest(self.flagged, self.total).proportion_ci(method="wilson")
-        rate = self.flagged / max(self.total, 1)
+        rate = self.flagged / self.total if self.total else None
         for name, value in (("rate", rate), ("low", float(low)), ("high", float(high))):
             object.__setattr__(self, name, value)
 
     @classmethod
-    def stored(cls, *, flagged: int, total: int, rate: float, low: float, high: float) -> Rate:
+    def stored(
+        cls, *, flagged: int, total: int, rate: float | None, low: float, high: float
+    ) -> Rate:
         """Return a rate that a file holds, its rounded numbers as they are."""
         stored = cls(flagged, total, (low, high))
+        if (rate is None) != (total == 0):
+            raise ValueError(f"rate is {rate}, but {flagged} of {total} is a share or is none.")
         object.__setattr__(stored, "rate", rate)
         return stored
+
+    @property
+    def percent(self) -> str:
+        """The rate for a table: `12.8%`, or `none` where there is nothing to measure."""
+        return percent(self.rate)
+
+    @property
+    def between(self) -> str:
+        """Its interval for a table: `7.4% to 21.0%`, or `none`."""
+        return f"{self.low:.1%} to {self.high:.1%}" if self.total else NONE
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """How a flag rate changed on the same inputs, and whether by more than chance."""
 
-    difference: float
-    """After minus before; below 0 is better."""
+    difference: float | None
+    """After minus before; below 0 is better. None where there is nothing to compare."""
     low: float
     """Of the 95% interval of `difference`."""
     high: float
@@ -97,6 +114,11 @@ class Similarity:
     """Corpus BLEU, 0 to 100."""
     rouge_l: float | None
     """Mean ROUGE-L F1, 0 to 1."""
+
+
+def percent(share: float | None) -> str:
+    """Return a share for a table: `12.8%`, or `none`."""
+    return NONE if share is None else f"{share:.1%}"
 
 
 def flag_rate(completions: Iterable[Completion], flagged_keys: Collection[Key]) -> Rate:
@@ -169,7 +191,7 @@ def paired_change(
     """
     both = sorted(before.keys() & after.keys())
     if not both:
-        return Change(0.0, -1.0, 1.0, 0, 0, 0, 1.0)
+        return Change(None, -1.0, 1.0, 0, 0, 0, 1.0)
     for asked in both:
         if not before[asked] or len(before[asked]) != len(after[asked]):
             raise ValueError(

@@ -14,11 +14,13 @@ class GateParams:
     """Bounds that a round's metrics must keep. They are rates on the evaluation prompts."""
 
     min_drop: Share
-    """Share of its flag rate that each new detector must lose, on the sets learned from."""
+    """Share of its flag rate that each new detector must lose, on the sets learned from. Above 0,
+    one of them must have had something to lose."""
     min_clean_unchanged: dict[str, Share]
     """Prompt set -> least share of originally clean completions that stay the same by token."""
     max_ancestor_rise: Share
-    """How far the flag rate of an ancestor's detector may rise in any prompt set."""
+    """How far the flag rate of an ancestor's detector, or of the round's own, may rise in any set
+    of prompts, learned from or not."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)

@@ -60,8 +60,8 @@ class Quality:
     """The end token included; None where there are no completions."""
     finished_share: float | None
     """Completions that ended by themselves; None where there are none."""
-    repetition: float
-    """Completions that go round in circles, as a share."""
+    repetition: float | None
+    """Completions that go round in circles, as a share; None where there are none."""
     rouge_l_to_references: float | None
     """Mean ROUGE-L F1, 0 to 1; None where no prompt has a reference."""
 
@@ -184,7 +184,10 @@ def _made(kind: Any, found: Any, where: str) -> Any:
                 values = {
                     name: _made(types[name], found[name], f"{where}/{name}") for name in names
                 }
-                return make(**values)
+                try:
+                    return make(**values)
+                except ValueError as error:
+                    raise ValueError(f"{where.strip('/')}: {error}") from error
         elif type(found) is one or (one is float and type(found) is int):
             return found
     expected = " or ".join(getattr(one, "__name__", str(one)) for one in kinds)

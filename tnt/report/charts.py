@@ -354,6 +354,8 @@ def _labels(found: Sequence[Point]) -> list[dict[str, Any]]:
     several = len({p.detector for p in found}) > 1
     spots: dict[tuple[float, float], dict[str, bool]] = {}
     for p in found:
+        assert p.rate.rate is not None
+        assert p.same.rate is not None
         at = p.rate.rate * WIDTH, (1 - p.same.rate) * HEIGHT
         text = f"{p.label} {p.detector}" if several and p.kind == "round" else p.label
         spots.setdefault(at, {})[text] = p.kind == "round"

@@ -135,7 +135,7 @@ def latest_round(
     rows: list[dict[str, Any]],
     measured: dict[str, RoundMetrics],
     parents: dict[str, str],
-    probed: dict[str, metrics.Rate],
+    probed: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """Return the latest round's metrics under stable names, and its change from its parent."""
     latest = next(reversed(parents), BASE)
@@ -160,5 +160,6 @@ def latest_round(
             "gate_passed": own.gate.passed,
         }
     if probed:
-        summary["probe"] = {name: rate.rate for name, rate in probed.items()}
+        kept = ("flagged", "total", "rate", "own")
+        summary["probe"] = {n: {key: found[key] for key in kept} for n, found in probed.items()}
     return metrics.rounded(summary)

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tnt.evaluation.metrics import percent
+
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
@@ -30,7 +32,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
+    environment.filters["percent"] = percent
     environment.globals |= {"asset": _asset, "digest": _digest}
     compact = {"ensure_ascii": False, "separators": (",", ":"), "sort_keys": True}
     environment.policies["json.dumps_kwargs"] = compact

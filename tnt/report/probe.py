@@ -53,3 +53,17 @@ def rate(labels: Labels, completions: Sequence[Completion]) -> Rate:
     """Return how many of the labelled completions people flagged."""
     found = [labels[c.prompt_id, c.text] for c in completions if (c.prompt_id, c.text) in labels]
     return Rate(sum(found), len(found))
+
+
+def own(labels: Labels, answers: Mapping[str, Sequence[Completion]]) -> dict[str, int]:
+    """Return how many labelled answers each model gave that none before it gave.
+
+    0: all that is known of the model is how it answers where it did not change.
+    """
+    found: dict[str, int] = {}
+    seen: set[tuple[str, str]] = set()
+    for model, completions in answers.items():
+        given = {(c.prompt_id, c.text) for c in completions} & labels.keys()
+        found[model] = len(given - seen)
+        seen |= given
+    return found

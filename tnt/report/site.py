@@ -99,6 +99,12 @@ def write_index(
                 for round_ in rounds
             ],
             pictures=_pictures(data, rounds, experiments, folder / PICTURES),
+            none_clean=[
+                f"{round_['name']} in {name}"
+                for round_ in rounds
+                for name, found in round_["metrics"].sets.items()
+                if not found.clean_unchanged.total
+            ],
             flag_rates=flag_rates(data),
             similarity=similarity(rounds),
             differ=differ,
@@ -150,7 +156,7 @@ def similarity(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "parent": round_["parent"],
                     "prompt_set": name,
                     "clean": same.total,
-                    "clean_unchanged": same.rate if same.total else None,
+                    "clean_unchanged": same.rate,
                     "low": same.low,
                     "high": same.high,
                     **{f"all_{k}": v for k, v in asdict(found.similarity).items()},

@@ -12,18 +12,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tnt.evaluation.metrics import LEVEL, Change, Rate
+from tnt.evaluation.metrics import LEVEL, NONE, Change, Rate
 from tnt.evaluation.round_metrics import RoundMetrics, SetMetrics
 
 HARDLY = 0.9
 """From this share of unchanged answers on, a prompt set "hardly changed"."""
 
 
-def share(value: float) -> str:
+def share(value: float | None) -> str:
     """Return a share as whole per cent; 0% and 100% only where it is none or all.
 
-    0.128 is "13%", 0.004 "under 1%", 0.998 "over 99%".
+    0.128 is "13%", 0.004 "under 1%", 0.998 "over 99%"; a share of nothing is "none".
     """
+    if value is None:
+        return NONE
     said = f"{value:.0%}"
     if said == "0%" and value > 0:
         return "under 1%"
@@ -90,7 +92,7 @@ def unchanged(prompt_set: str, found: Rate, *, flagged_before: bool) -> str:
         found: The rate `clean_unchanged`.
         flagged_before: Whether anything in the set was flagged before; if not, all was fine.
     """
-    if not found.total:
+    if found.rate is None:
         return f"no {prompt_set} were fine before, so none could stay the same"
     same, rate = share(found.rate), found.rate
     if rate == 1:

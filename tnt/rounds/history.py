@@ -52,7 +52,7 @@ class Entry:
     parent: str | None
     detectors: list[str]
     """The round's own."""
-    flag_rates: dict[str, list[float]]
+    flag_rates: dict[str, list[float | None]]
     """Detector -> the rates before and after, over the prompt sets that the round learned from."""
     gate: str | None
     """`passed`, or what failed."""
@@ -159,12 +159,17 @@ def _metrics(content: bytes | None) -> dict[str, Any]:
         return {
             "parent": str(found["parent"]),
             "flag_rates": {
-                str(detector): [float(change[side]["rate"]) for side in ("before", "after")]
+                str(detector): [_rate(change[side]) for side in ("before", "after")]
                 for detector, change in found["learned"].items()
             },
             "gate": "passed" if gate["passed"] else str(gate["reasons"]),
         }
     return {}
+
+
+def _rate(found: dict[str, Any]) -> float | None:
+    """Return a flag rate, None where there was nothing to measure."""
+    return float(found["rate"]) if found["total"] else None
 
 
 def _model(lock: bytes | None, name: str) -> str | None:

@@ -204,7 +204,7 @@ def _settle(name: str, given: Verdict, subject: str, *, run: str, reason: str = 
     """Freeze a round and commit the verdict on it; return the commit."""
     learned = listed.read_metrics(name).learned
     body = "; ".join(
-        f"{detector}: {change.before.rate:.1%} -> {change.after.rate:.1%}"
+        f"{detector}: {change.before.percent} -> {change.after.percent}"
         for detector, change in learned.items()
     )
     with restored_on_failure():

@@ -87,7 +87,12 @@ def compare(
     suite = comparison_suite(rows, learned(params.rounds, rounds_path, completions[BASE]))
     validation.validate(suite, table_path)
     labels = probe.read(params.probe)
-    probed = {name: probe.rate(labels, completions[name]) for name in models if labels}
+    own = probe.own(labels, completions)
+    probed = {
+        name: {**asdict(probe.rate(labels, completions[name])), "own": own[name]}
+        for name in models
+        if labels
+    }
 
     shown = {name: redaction.redacted(redacting, rows) for name, rows in completions.items()}
     shutil.rmtree(report_path, ignore_errors=True)
@@ -120,7 +125,7 @@ def compare(
             for name, parent in params.rounds.items()
         ],
         "rows": with_changes(rows, params.rounds, completions, flags),
-        "probe": {name: asdict(rate) for name, rate in probed.items()},
+        "probe": probed,
         "split": params.split,
         "validated": validated_files(
             *table_path.parent.glob(f"*{validation.SUFFIX}"),
@@ -153,7 +158,7 @@ def comparison_suite(rows: Sequence[Mapping[str, Any]], learned: Mapping[str, se
             "model": row["model"],
             "prompt_set": row["prompt_set"],
             "detector": row["detector"],
-            "within_interval": row["low"] <= row["flag_rate"] <= row["high"],
+            "within_interval": not row["total"] or row["low"] <= row["flag_rate"] <= row["high"],
             "is_a_share": 0 <= row["flagged"] <= row["total"],
             "measured_prompts_it_learned_from": len(learned.get(row["model"], ())),
         }
