@@ -117,6 +117,13 @@ def test_value_that_is_missing_is_an_error_and_no_empty_cell(tmp_path):
     assert not (tmp_path / "index.html").exists()
 
 
+def test_the_mass_left_on_flagged_tokens_is_no_share_of_the_parents(tmp_path):
+    """A model against itself keeps what it gave them: 0.978 in a real round, and not 1."""
+    files = written([page([])], tmp_path)
+    assert "A model that\ndid not change keeps its own, which is below 100%" in files["index.html"]
+    assert "the parent itself is below 1 wherever it was not certain" in files["r1.html"]
+
+
 def test_nothing_to_measure_is_none_and_never_0(tmp_path):
     """Every answer was flagged before: the picture that needs a clean one says that it is not."""
     one = page([])

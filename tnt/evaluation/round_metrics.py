@@ -31,7 +31,8 @@ class Divergence:
     reverse: float | None
     """KL(updated || original) in nats per kept token."""
     negative_mass: float | None
-    """Probability that the updated model gives to a flagged token, behind the original's prefix."""
+    """Probability that the updated model gives to a flagged token, behind the original's prefix.
+    The original itself is often below 1 there: it said the token, but not with certainty."""
     kept_tokens: int
     negative_tokens: int
 
