@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import shutil
 
 import pytest
 import random_models as tiny
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -159,6 +163,129 @@ def test_base_that_is_no_hub_id_needs_a_hash(source):
         BaseParams(source=source, name="llm-x==1", file="x.gguf")
 
 
+def fetched(base, target):
+    """Return what is said of a base that is fetched from a folder."""
+    pinned = BaseParams(source="local", name=str(base), sha256=sha256_of(base))
+    return fetch_base(pinned, target)
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def change_weights(base, change):
+    save_file(change(load_file(base / "model.safetensors")), base / "model.safetensors", PLAIN)
+
+
+PLAIN = {"format": "pt"}
+FOREIGN = {
+    "a prefix": (
+        lambda weights: {f"_orig_mod.{name}": weight for name, weight in weights.items()},
+        "21 are not in the checkpoint and would be random",
+    ),
+    "one missing": (
+        lambda weights: {n: w for n, w in weights.items() if "layers.1.mlp.up_proj" not in n},
+        "1 are not in the checkpoint and would be random, 'model.layers.1.mlp.up_proj.weight'",
+    ),
+    "one more": (
+        lambda weights: {**weights, "model.layers.0.self_attn.q_proj.bias": torch.ones(32)},
+        "1 of the checkpoint have no place in it, 'model.layers.0.self_attn.q_proj.bias'",
+    ),
+    "another shape": (
+        lambda weights: {**weights, "model.norm.weight": torch.ones(16)},
+        "1 have other shapes in the checkpoint and would be random, 'model.norm.weight'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "what"), FOREIGN.values(), ids=FOREIGN)
+def test_weights_that_are_not_the_checkpoint_s_are_refused(base, tmp_path, change, what):
+    change_weights(base, change)
+    with pytest.raises(ValueError, match=re.escape(what)) as error:
+        fetched(base, tmp_path / "copy")
+    assert "its weights are not those of a LlamaForCausalLM: " in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("kind", ["Model", "ForSequenceClassification"])
+def test_a_model_without_a_language_model_s_head_is_refused(base, tmp_path, tokenizer, kind):
+    config = transformers.LlamaConfig(**tiny.SMALL)
+    models.save(getattr(transformers, f"Llama{kind}")(config), tokenizer, base)
+    with pytest.raises(ValueError, match=r"'lm_head\.weight' for one\. Take a whole"):
+        fetched(base, tmp_path / "copy")
+
+
+def test_a_head_that_is_tied_is_not_missing(base, tmp_path, tokenizer):
+    config = transformers.LlamaConfig(**tiny.SMALL, tie_word_embeddings=True)
+    models.save(transformers.LlamaModel(config), tokenizer, base)
+    assert fetched(base, tmp_path / "copy") == []
+
+
+def test_a_base_that_answers_otherwise_in_a_batch_is_not_saved(base, tmp_path, monkeypatch):
+    forward = transformers.LlamaForCausalLM.forward
+
+    def without_mask(self, **given):
+        return forward(self, **{**given, "attention_mask": None, "position_ids": None})
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", without_mask)
+    with pytest.raises(ValueError, match="LlamaForCausalLM answers a prompt otherwise in a batch"):
+        fetched(base, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_what_a_generation_config_asks_for_is_said_to_be_off(base, tmp_path):
+    change_json(base / "generation_config.json", no_repeat_ngram_size=3, temperature=0.6)
+    [note] = fetched(base, tmp_path / "copy")
+    assert "asks for no_repeat_ngram_size: 3, temperature: 0.6. None of that counts here" in note
+    kept = json.loads((tmp_path / "copy" / "generation_config.json").read_text())
+    assert kept["no_repeat_ngram_size"] == 3  # what others serve it with is theirs
+
+
+def test_completions_end_where_tokenizer_and_chat_template_end_a_text(base, tmp_path, tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "w9"
+    other.add_special_tokens({"additional_special_tokens": ["w11"]})
+    other.chat_template = "{% for m in messages %}{{ m['content'] }} w11 w0{% endfor %}"
+    models.save(tiny.llama(), other, base)
+    [note] = fetched(base, tmp_path / "copy")
+    assert "a completion ends at 'w2', 'w9', 'w11'" in note
+    assert models.end_ids(models.load(tmp_path / "copy")) == [2, 9, 11]
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("end", ["</s>", ["</s>"]])
+def test_an_end_token_that_is_given_as_text_is_one_line(base, tmp_path, file, end):
+    change_json(base / file, eos_token_id=end)
+    if file == "config.json":
+        (base / "generation_config.json").unlink()
+    with pytest.raises(ValueError, match="eos_token_id") as error:
+        fetched(base, tmp_path / "copy")
+    assert "</s>" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("Mixtral", {"num_local_experts": 4}),
+        ("Qwen2Moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
+    ],
+)
+def test_a_mixture_that_returns_its_router_answers_prompts_of_uneven_length(
+    base, tmp_path, tokenizer, kind, more
+):
+    config = getattr(transformers, f"{kind}Config")(**tiny.SMALL, **more, output_router_logits=True)
+    models.save(getattr(transformers, f"{kind}ForCausalLM")(config), tokenizer, base)
+    assert fetched(base, tmp_path / "copy") == []
+
+
+@pytest.mark.parametrize("name", ["return_dict", "output_hidden_states", "output_attentions"])
+def test_what_a_config_asks_to_be_returned_does_not_count(base, tmp_path, name):
+    change_json(base / "config.json", **{name: name != "return_dict"})
+    assert fetched(base, tmp_path / "copy") == []
+
+
 def test_half_precision_base_becomes_float32(base, tmp_path, tokenizer):
     models.save(tiny.llama().bfloat16(), tokenizer, base)
     pinned = BaseParams(source="local", name=str(base), sha256=sha256_of(base))
@@ -201,6 +328,9 @@ def test_package_base_needs_a_pinned_requirement_and_a_file(name, file):
 def test_context_is_that_of_the_config():
     assert models.context_length(tiny.llama().config) == 64
     assert models.context_length(tiny.t5().config) is None
+    assert models.context_length(transformers.XLNetConfig()) is None
+    text = {**tiny.SMALL, "max_position_embeddings": 48}
+    assert models.context_length(transformers.Gemma3Config(text_config=text)) == 48
     assert models.is_encoder_decoder(tiny.t5())
     assert not models.is_encoder_decoder(tiny.llama())
 

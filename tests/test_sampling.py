@@ -168,6 +168,43 @@ def test_generation_settings_of_the_checkpoint_do_not_count():
     assert drawn(model, prompts) == expected
 
 
+SHAPING = {
+    "no_repeat_ngram_size": 1, "min_length": 20, "min_new_tokens": 7, "suppress_tokens": [5, 6],
+    "begin_suppress_tokens": [48], "bad_words_ids": [[41]], "forced_bos_token_id": 3,
+    "forced_eos_token_id": 2, "max_time": 1e-9, "max_new_tokens": 1, "num_beams": 4, "min_p": 0.5,
+    "repetition_penalty": 9.0, "encoder_repetition_penalty": 9.0, "stop_strings": ["a"],
+    "exponential_decay_length_penalty": [1, 9.0], "sequence_bias": [[[5], 9.0]],
+    "guidance_scale": 2.0, "prompt_lookup_num_tokens": 2, "return_dict_in_generate": True,
+    "renormalize_logits": True, "cache_implementation": "static", "typical_p": 0.1, "top_k": 1,
+    "watermarking_config": {"bias": 9.0}, "do_sample": True,
+}  # fmt: skip
+"""Keys of a generation config that change what is generated, or what `generate` returns."""
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+@pytest.mark.parametrize("make", [tiny.llama, tiny.t5])
+def test_nothing_of_a_generation_config_shapes_what_is_generated(make, temperature):
+    model, prompts = make(), mixed_prompts()
+    expected = drawn(model, prompts, temperature=temperature)
+    own = model.generation_config
+    for name, value in SHAPING.items():
+        setattr(own, name, value)
+    assert drawn(model, prompts, temperature=temperature) == expected
+    assert model.generation_config is own
+    assert {line.partition(":")[0] for line in sampling.switched_off(model)} == {*SHAPING}
+
+
+def test_a_plain_generation_config_has_nothing_to_switch_off():
+    assert sampling.switched_off(tiny.llama()) == []
+
+
+def test_scores_are_what_each_token_was_drawn_from():
+    model, start = tiny.t5(), sampling.Start([5, 6, 7], [], 4)
+    [(ids, scores)] = sampling.scored(model, [start], params())
+    assert scores.shape == (len(ids), 64)
+    assert scores.argmax(-1).tolist() == ids
+
+
 def test_prompt_that_leaves_no_room_is_an_error_with_its_numbers():
     with pytest.raises(ValueError, match=r"'p/long' has 57 tokens and may get 8 more, .* is 64"):
         drawn(tiny.llama(), [prompt("a"), prompt("long", [5] * 57)])

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from tnt.core.hashes import sha256_of
 from tnt.core.params import STRICT
-from tnt.models import from_pretrained, readable, save
+from tnt.models import end_ids, from_pretrained, readable, save
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
@@ -51,13 +51,18 @@ class BaseParams:
             )
 
 
-def fetch_base(params: BaseParams, path: Path) -> None:
+def fetch_base(params: BaseParams, path: Path) -> list[str]:
     """Save the base model and its tokenizer as a plain transformers folder in float32.
 
+    Returns what a person should know of it, a sentence each.
+
     Raises:
-        ValueError: The source does not exist, is not pinned, or is not what its hash says.
+        ValueError: The source does not exist, is not pinned, is not what its hash says, or is no
+            model that the pipeline can measure and train.
     """
     from transformers import AutoTokenizer
+
+    from tnt import sampling, selftest
 
     with tempfile.TemporaryDirectory() as scratch:
         source: dict[str, Any] = {}
@@ -78,7 +83,42 @@ def fetch_base(params: BaseParams, path: Path) -> None:
         if "gguf_file" in source:  # the weights are dequantized: an ordinary float32 model
             model.hf_quantizer = None
             del model.config.quantization_config
+        notes = _ends(model, tokenizer)
+        if off := sampling.switched_off(model):
+            notes.append(
+                f"Its generation config asks for {', '.join(off)}. None of that counts here: "
+                "completions are drawn as `generate` and `respond` of params.yaml say."
+            )
+        rows = selftest.refuse_unsteady(model, {*tokenizer.added_tokens_decoder})
+        expected = selftest.logits_of(model, rows)
         save(model, tokenizer, path)
+    selftest.refuse_other(path, expected, rows)
+    return notes
+
+
+def _ends(model: Any, tokenizer: Any) -> list[str]:
+    """Let completions end wherever the tokenizer or its chat template ends a text; say so."""
+    ends = end_ids(model)
+    also = {tokenizer.eos_token_id, _end_of_turn(tokenizer)} - {None, *ends}
+    if not also:
+        return []
+    model.generation_config.eos_token_id = [*ends, *sorted(also)]
+    names = ", ".join(
+        map(repr, tokenizer.convert_ids_to_tokens(model.generation_config.eos_token_id))
+    )
+    return [f"Its tokenizer ends texts otherwise than its config: a completion ends at {names}."]
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """Return the control token that the chat template puts behind an answer, if any."""
+    answer = "Yes"
+    turns = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": answer}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # there is none, or it knows no such turns; prompts show what it can
+        return None
+    behind = tokenizer(text.rpartition(answer)[2], add_special_tokens=False).input_ids
+    return next((token for token in behind if token in tokenizer.all_special_ids), None)
 
 
 def package_sha256(requirement: str, file: str) -> str:

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,16 +203,24 @@ def shared_beginning(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int, An
 
 
 def end_ids(model: Any) -> list[int]:
-    """Return the tokens that end a completion."""
+    """Return the tokens that end a completion.
+
+    Raises:
+        ValueError: One is no number.
+    """
     end = model.generation_config.eos_token_id
     if end is None:
-        end = model.config.eos_token_id
-    return end if isinstance(end, list) else [] if end is None else [end]
+        end = getattr(model.config.get_text_config(), "eos_token_id", None)
+    ends = end if isinstance(end, list) else [] if end is None else [end]
+    if not all(isinstance(token, int) for token in ends):
+        raise ValueError(f"eos_token_id is {end!r}. Give the token's number in config.json.")
+    return ends
 
 
 def context_length(config: Any) -> int | None:
     """Return how many tokens the model can attend to, or None if it sets no bound (T5)."""
-    return getattr(config, "max_position_embeddings", None)
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length if length is None or length > 0 else None  # XLNet says -1
 
 
 def refuse_unknown(model: Any, rows: Iterable[tuple[str, Sequence[int]]]) -> None:
@@ -256,6 +264,10 @@ def available_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+class Foreign(ValueError):
+    """Weights that belong to another class of models."""
+
+
 @contextlib.contextmanager
 def readable(what: str, remedy: str) -> Iterator[None]:
     """Say in one sentence why something cannot be loaded; transformers raises whatever it likes."""
@@ -266,6 +278,8 @@ def readable(what: str, remedy: str) -> Iterator[None]:
         if "trust_remote_code" in said:
             said = "it needs code of its own, which is never run here."
             remedy = "Take a model that transformers itself has the code of."
+        if isinstance(error, Foreign):
+            remedy = "Take a whole language model, saved by transformers, or mend the file."
         said = " ".join(said.split()).rstrip(".")
         raise ValueError(f"{what} cannot be loaded: {said}. {remedy}") from error
 
@@ -286,7 +300,40 @@ def from_pretrained(folder: str, **source: Any) -> Any:
         # T5's fused attention takes another kernel where a gradient is wanted, and an unchanged
         # model would then differ from itself by round-off.
         source["attn_implementation"] = "eager"
-    return auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **source)
+    source |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # to say it ourselves
+    model, loaded = auto.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, **source
+    )
+    _refuse_foreign(model, loaded)
+    for name, value in PLAIN_OUTPUTS.items():
+        if hasattr(model.config, name):
+            setattr(model.config, name, value)
+    return model
+
+
+PLAIN_OUTPUTS = {
+    "output_router_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+}
+"""What a config may ask a model to return, and a pass of it here does not."""
+
+
+def _refuse_foreign(model: Any, loaded: Mapping[str, Any]) -> None:
+    """Raise if weights of a model are random, or weights of its checkpoint are left out."""
+    ways = {
+        "missing_keys": "are not in the checkpoint and would be random",
+        "mismatched_keys": "have other shapes in the checkpoint and would be random",
+        "unexpected_keys": "of the checkpoint have no place in it",
+    }
+    for key, what in ways.items():
+        names = sorted(name if isinstance(name, str) else name[0] for name in loaded[key])
+        if names:
+            raise Foreign(
+                f"its weights are not those of a {type(model).__name__}: {len(names)} {what}, "
+                f"{names[0]!r} for one"
+            )
 
 
 def _fresh(path: Path) -> None:

@@ -167,8 +167,20 @@ def continued(model: Any, starts: Sequence[Start], params: SamplingParams) -> li
         starts: One batch; for an encoder-decoder model their prefixes are equally long.
         params: How to draw.
     """
+    return [ids for ids, _ in scored(model, starts, params, logits=False)]
+
+
+def scored(
+    model: Any, starts: Sequence[Start], params: SamplingParams, *, logits: bool = True
+) -> list[tuple[list[int], Any]]:
+    """Return what `continued` returns, and the logits that each of these tokens was drawn from.
+
+    Of the checkpoint's own generation config nothing counts but its special tokens: what else it
+    holds would shape what is drawn, and the target, which is the model's distribution, would not
+    know. `switched_off` names it.
+    """
     import torch
-    from transformers import LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessorList
 
     causal = not models.is_encoder_decoder(model)
     given = [[*s.prompt_ids, *s.prefix] if causal else s.prompt_ids for s in starts]
@@ -185,40 +197,69 @@ def continued(model: Any, starts: Sequence[Start], params: SamplingParams) -> li
         span = slice(width - len(rest), width) if causal else slice(0, len(rest))
         input_ids[i, span] = torch.tensor(rest)
         attention_mask[i, span] = 1
-    draw: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if params.temperature > 0:
-        draw |= {
-            "do_sample": True,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "top_k": 0,
-        }
-    if cache is not None:
-        draw["past_key_values"] = cache
+    fed: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
     begun = width
     if not causal:
         begun = 1 + len(starts[0].prefix)  # the decoder's own start token is no completion token
         if starts[0].prefix:
             first = models.decoder_start(model.config)
             prefixes = torch.tensor([[first, *start.prefix] for start in starts])
-            draw["decoder_input_ids"] = prefixes.to(model.device)
+            fed["decoder_input_ids"] = prefixes.to(model.device)
     if any(start.banned or start.allows for start in starts):
-        draw["logits_processor"] = LogitsProcessorList([_Allowed(begun, starts, end_ids, params)])
-    with torch.inference_mode():
-        output = model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            max_new_tokens=max(start.limit for start in starts),
-            num_beams=1,
-            repetition_penalty=1.0,
-            pad_token_id=pad,
-            **draw,
-        )
+        fed["logits_processor"] = LogitsProcessorList([_Allowed(begun, starts, end_ids, params)])
+    drawn: dict[str, Any] = {"do_sample": False}
+    if params.temperature > 0:
+        drawn = {
+            "do_sample": True,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "top_k": 0,
+        }
+    ways = GenerationConfig(
+        max_new_tokens=max(start.limit for start in starts),
+        pad_token_id=pad,
+        eos_token_id=sorted(end_ids) or None,
+        decoder_start_token_id=models.decoder_start(model.config),
+        return_dict_in_generate=True,
+        output_logits=logits,
+        **drawn,
+    )
+    own, model.generation_config = model.generation_config, ways  # generate would merge the two
+    try:
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=ways,
+                **fed,
+            )
+    finally:
+        model.generation_config = own
     completions = []
-    for start, row in zip(starts, output[:, begun:].tolist(), strict=True):
-        ends = (i for i, token in enumerate(row) if token in end_ids)
-        completions.append(row[: min(next(ends, len(row) - 1) + 1, start.limit)])
+    for i, start in enumerate(starts):
+        row = output.sequences[i, begun:].tolist()
+        ends = (place for place, token in enumerate(row) if token in end_ids)
+        ids = row[: min(next(ends, len(row) - 1) + 1, start.limit)]
+        seen = torch.stack([step[i] for step in output.logits[: len(ids)]]) if logits else None
+        completions.append((ids, seen))
     return completions
+
+
+COUNTS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+"""What counts of a checkpoint's generation config."""
+SHAPES_NOTHING = ("transformers_version", "use_cache")
+
+
+def switched_off(model: Any) -> list[str]:
+    """Return what a checkpoint's generation config asks for and does not get, like `min_p: 0.5`."""
+    asked = model.generation_config.to_diff_dict()
+    return [
+        f"{name}: {value}"
+        for name, value in sorted(asked.items())
+        if value not in (None, False)
+        and name not in (*COUNTS, *SHAPES_NOTHING)
+        and not name.startswith("_")
+    ]
 
 
 @dataclass(frozen=True, slots=True)

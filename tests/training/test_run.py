@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import random_models as tiny
 import torch
+import transformers
 
 from tnt.losses.batches import collate
 from tnt.losses.heads import completion_logits
@@ -498,3 +499,17 @@ def test_update_scale_applies_that_share_of_the_update(tmp_path, lora):
     for name, weight in start.items():
         torch.testing.assert_close(half[name] - weight, (whole[name] - weight) / 2)
     assert any(not torch.equal(whole[name], weight) for name, weight in start.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        ("Mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}, "Incompatible mod"),
+        ("Phimoe", {**tiny.SMALL, "num_local_experts": 4}, "has no attribute 'dtype'"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_one_line(tmp_path, kind, settings, said):
+    config = getattr(transformers, f"{kind}Config")(**{**settings, "vocab_size": 64})
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with pytest.raises(ValueError, match=rf"does not fit {kind}.*{said}.*target_modules, like"):
+        train(model, tiny.rows(2, flagged=[0]), params(lora=LoraParams(rank=2)), workdir=tmp_path)

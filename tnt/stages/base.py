@@ -13,7 +13,8 @@ from tnt.core.command import command
 
 def base(model_path: Path, *, params: BaseParams) -> None:
     """Write the base model and its tokenizer."""
-    fetch_base(params, model_path)
+    for note in fetch_base(params, model_path):
+        print(note)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from tnt import models
+from tnt import models, selftest
 from tnt.core import artifacts, hashes, validation
 from tnt.core.command import command
 from tnt.core.expected import FINITE, SHARE, SHARES, number, suite, true
@@ -84,10 +84,11 @@ def train(
         models.refuse_unknown(
             original, ((m.prompt_id, m.prompt_ids + m.completion_ids) for m in masks)
         )
-        link = {"parent": parent_path.name, "sha256": inputs[0]}
         if params.train.patch:
             neurons, logs = _patch(original, masks, held_out, features_path, params.train, workdir)
             _save_patch(neurons, model_path, parent_path, log_path.parent)
+            attach(original, neurons)
+            expected = selftest.logits_of(original, masks)
         else:
             trained = run.train(
                 original if params.train.lora else models.in_weights(original),
@@ -97,15 +98,14 @@ def train(
                 autocast=params.runtime.autocast,
                 held_out=held_out,
             )
-            updated, logs = trained.model, trained.logs
             if trained.stopped:
                 print(trained.stopped)
-            _validate_model(updated, model_path, log_path.parent)
-            tokenizer = models.load_tokenizer(parent_path)
-            if params.train.lora:
-                models.save_adapter(updated, tokenizer, model_path, **link)
-            else:
-                models.save(updated, tokenizer, model_path)
+            logs = trained.logs
+            expected = selftest.logits_of(trained.model, masks)
+            _save_weights(trained.model, model_path, parent_path, log_path.parent)
+            del trained
+        del original  # so that no two models are held at once
+        selftest.refuse_other(model_path, expected, masks)
         run.forget(workdir)
     rows = [asdict(log) for log in logs]
     columns = [field.name for field in fields(StepLog)]
@@ -119,6 +119,17 @@ def _save_patch(neurons: Neurons, path: Path, parent: Path, folder: Path) -> Non
     weights = ((name, bool(t.isfinite().all())) for name, t in neurons.tensors().items())
     validation.validate(model_suite(weights), path, folder)
     models.save_patch(neurons, path, parent=parent.name, sha256=hashes.sha256_of(parent))
+
+
+def _save_weights(model: Any, path: Path, parent: Path, folder: Path) -> None:
+    """Save a trained model, or its adapter alone."""
+    _validate_model(model, path, folder)
+    tokenizer = models.load_tokenizer(parent)
+    if hasattr(model, "peft_config"):
+        sha256 = hashes.sha256_of(parent)
+        models.save_adapter(model, tokenizer, path, parent=parent.name, sha256=sha256)
+    else:
+        models.save(model, tokenizer, path)
 
 
 def _patch(

@@ -165,7 +165,8 @@ def _trainer(
         cached = _cached_original(model, rows, batches, workdir.parent, arguments, autocast)
     elif params.lora is None:
         frozen = copy.deepcopy(model).requires_grad_(False)
-    trained = trainable(model, params)
+    probe = collate(rows[:1], decoder_start_id=models.decoder_start(model.config))
+    trained = trainable(model, params, probe.to(model.device))
     return TargetedTrainer(
         trained,
         arguments,

@@ -9,21 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tnt.losses.batches import Batch
+from tnt.losses.heads import completion_hidden
+from tnt.training import passes
 from tnt.training.params import LoraParams, TrainParams
 
 
-def trainable(model: Any, params: TrainParams) -> Any:
-    """Freeze what is not trained; wrap the model when the update is an adapter."""
-    if params.lora is not None:
-        from peft import LoraConfig, get_peft_model
+def trainable(model: Any, params: TrainParams, probe: Batch) -> Any:
+    """Freeze what is not trained; wrap the model when the update is an adapter.
 
-        config = LoraConfig(
-            r=params.lora.rank,
-            lora_alpha=params.lora.alpha,
-            target_modules=params.lora.target_modules,
-            lora_dropout=0.0,
-        )
-        return get_peft_model(model, config)
+    Args:
+        model: The original.
+        params: What is trained.
+        probe: A batch that a model with an adapter must be able to read.
+    """
+    if params.lora is not None:
+        return _adapted(model, params.lora, probe)
     for name, weight in model.named_parameters():
         weight.requires_grad_(params.trainable is None or bool(re.search(params.trainable, name)))
     if not any(weight.requires_grad for weight in model.parameters()):
@@ -33,6 +34,30 @@ def trainable(model: Any, params: TrainParams) -> Any:
             f"from {names[0]} to {names[-1]}. Correct the expression."
         )
     return model
+
+
+def _adapted(model: Any, lora: LoraParams, probe: Batch) -> Any:
+    """Return the model with an adapter, which as yet does nothing."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora.target_modules,
+        lora_dropout=0.0,
+    )
+    try:
+        adapted = get_peft_model(model, config)
+        with passes.evaluating(adapted):
+            completion_hidden(adapted, probe)
+    except Exception as error:  # peft and the architecture raise whatever they like
+        said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ValueError(
+            f"An adapter on {lora.target_modules!r} does not fit {type(model).__name__} ({said}). "
+            "Name other modules in train.lora.target_modules, like '.*(q_proj|v_proj)', or set "
+            "train.lora to null."
+        ) from error
+    return adapted
 
 
 def refuse_adapted_head(model: Any, lora: LoraParams) -> None:
