@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.network import DELAYS_S, RETRIES, is_temporary
 from tnt.commands import ingest
 from tnt.commands.ingest import SourceFile
+from tnt.core import addresses
 
 
 @task(
@@ -42,6 +43,6 @@ def ingest_prompts(source: str, prompt_set: str, may_be_empty: bool = False) -> 
     done = ingest.ingest(source, prompt_set, run=run, files=files)
     told = ingest.sentence(done)
     get_run_logger().info(told)
-    page = f"# {done.added} new in {prompt_set}\n\n{told}\n\nFrom `{ingest.redacted(source)}`."
+    page = f"# {done.added} new in {prompt_set}\n\n{told}\n\nFrom `{addresses.shown(source)}`."
     create_markdown_artifact(page, key="ingested")
     return done.added

@@ -28,7 +28,7 @@ from flows.network import is_temporary
 from tnt import prompts
 from tnt.commands import ingest as ingests
 from tnt.commands.ingest import SourceFile, fetch, ingest, parse
-from tnt.core import hashes
+from tnt.core import addresses, hashes
 from tnt.core.hashes import sha256_of
 from tnt.prompts import RawPrompt
 from tnt.rounds import programs
@@ -331,17 +331,34 @@ def test_what_an_address_holds_of_secrets_is_not_committed(here, memory):
     memory.pipe("/in/a.jsonl", json_lines(*ROWS))
     ingest("memory://user:secret@/in/a.jsonl", "replies", files=fetch("memory://in/a.jsonl"))
     assert "secret" not in here.git("log", "-1", "--format=%B")
-    assert "From memory:///in/a.jsonl\n" in here.git("log", "-1", "--format=%B")
-    assert ingests.redacted("https://u:p@x.org/a.csv?token=t") == "https://x.org/a.csv"
-    assert ingests.redacted("in/a?.csv") == "in/a?.csv"
-    assert ingests.redacted("s3://in/a.csv?sig=SECRET") == "s3://in/a.csv"
+    assert "From memory:///.../a.jsonl\n" in here.git("log", "-1", "--format=%B")
+    assert addresses.shown("https://u:p@x.org/a.csv?token=t") == "https://x.org/a.csv"
+    assert addresses.shown("in/a?.csv") == "in/a?.csv"
+    assert addresses.shown("s3://in/a.csv?sig=SECRET") == "s3://in/a.csv"
+
+
+def test_files_of_one_name_in_several_folders_are_told_apart(memory):
+    for folder in "ab":
+        memory.pipe(f"/in/{folder}/x.jsonl", json_lines({"input": folder}))
+    files = fetch("memory://in")
+    assert [file.name for file in files] == ["memory:///.../a/x.jsonl", "memory:///.../b/x.jsonl"]
+    assert [row.input for row in parse(files).rows.values()] == ["a", "b"]
+
+
+def test_an_error_that_repeats_a_password_is_not_told(monkeypatch):
+    def refuse(system, paths):
+        raise ValueError("Host 'ssw0rd@host' cannot contain '@'")
+
+    monkeypatch.setattr(ingests, "_paths", refuse)
+    with pytest.raises(ValueError, match=r"memory://host/f.jsonl cannot be read: ValueError\."):
+        fetch("memory://alice:p@ssw0rd@host/f.jsonl")
 
 
 def test_what_an_address_holds_of_secrets_is_not_in_its_error(monkeypatch):
     def refuse(system, path):
         raise OSError("403, message='Forbidden', url='http://x.org/a.csv?sig=SECRET'")
 
-    monkeypatch.setattr(ingests, "_names", refuse)
+    monkeypatch.setattr(ingests, "_paths", refuse)
     with pytest.raises(OSError, match="403") as error:
         fetch("memory://in/a.csv?sig=SECRET")
     assert "SECRET" not in str(error.value)

@@ -12,6 +12,7 @@ import datetime
 import gzip
 import hashlib
 import io
+import posixpath
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from tnt import prompts
-from tnt.core import jsonl
+from tnt.core import addresses, jsonl
 from tnt.core.artifacts import write_text
 from tnt.core.errors import did_you_mean, shortened
 from tnt.core.hashes import normalised
@@ -47,11 +48,12 @@ RESOLVED_FROM = (
 )
 """What decides dvc.lock's entry of `resolve`, and dvc.lock itself."""
 
-_QUERY = re.compile(r"\?[^\s?'\"]*=[^\s'\"]*")
-"""Of an address; a ? without = is a glob's."""
+
+class SourceRefused(ValueError):
+    """A source is none to read from; its sentence holds nothing secret."""
 
 
-class NothingToRead(ValueError):
+class NothingToRead(SourceRefused):
     """A source holds no file."""
 
 
@@ -60,7 +62,7 @@ class SourceFile:
     """A file that was fetched."""
 
     name: str
-    """Its path or address, without user names, passwords and queries."""
+    """Its path, or what may be shown of its address."""
     content: bytes
     """Decompressed."""
 
@@ -122,7 +124,7 @@ def ingest(
     Raises:
         ValueError: The source or one row of it will not do; or git or DVC failed. One sentence.
     """
-    shown = redacted(source)
+    shown = addresses.shown(source)
     with alone(f"ingest of {shown}"):
         _refuse_outside_git()
         loaded = checks.load()
@@ -177,29 +179,39 @@ def fetch(source: str) -> list[SourceFile]:
     import fsspec.core
     from tqdm import tqdm
 
-    shown = redacted(source)
+    shown = addresses.shown(source)
     try:
         system, path = fsspec.core.url_to_fs(source)
     except (ValueError, ImportError) as error:  # no such protocol, or its package is missing
         raise ValueError(
-            f"{shown} cannot be opened: {str(error).rstrip('.')}. Correct the address, or install "
+            f"{shown} cannot be opened: {_told(error, source)}. Correct the address, or install "
             "the package that reads it."
         ) from error
     try:
         system.invalidate_cache()  # listings are kept as long as the process lives
-        names = _names(system, path)
-        if not names:
+        paths = _paths(system, path)
+        if not paths:
             raise NothingToRead(
                 f"{shown} matches no file to read. Name a file, a folder or a glob of "
                 f"{', '.join(SUFFIXES)} files."
             )
-        bar = tqdm(names, desc="read", unit="file", delay=BAR_AFTER_S)
-        return [_fetched(system, name) for name in bar]
-    except ValueError:
+        files = list(zip(paths, _names(system, paths), strict=True))
+        bar = tqdm(files, desc="read", unit="file", delay=BAR_AFTER_S)
+        return [_fetched(system, path, name) for path, name in bar]
+    except SourceRefused:
         raise
+    except ValueError as error:
+        raise ValueError(f"{shown} cannot be read: {_told(error, source)}.") from None
     except Exception as error:  # each protocol's package has its own for a network that fails
-        said = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        raise OSError(_QUERY.sub("", said.replace(source, shown))) from None
+        raise OSError(_told(error, source)) from None
+
+
+def _told(error: Exception, source: str) -> str:
+    """Return what a library said of a source, its exception's class alone if that is secret."""
+    kind, said = type(error).__name__, addresses.told(str(error).rstrip("."), source)
+    if said is None:
+        return kind
+    return said if isinstance(error, OSError | ValueError | ImportError) else f"{kind}: {said}"
 
 
 def parse(files: Sequence[SourceFile]) -> Table:
@@ -227,22 +239,12 @@ def parse(files: Sequence[SourceFile]) -> Table:
     return Table(first, len(rows) - len(first), tuple(ignored))
 
 
-def redacted(source: str) -> str:
-    """Return a source as it may be shown: without what an address holds of keys and passwords."""
-    shown = " ".join(source.split())
-    if "://" in shown:
-        shown = re.sub(r"://[^/@]*@", "://", shown)
-        shown = re.sub(r"(https?://[^?]*)\?.*", r"\1", shown)
-        shown = _QUERY.sub("", shown)
-    return shown
-
-
 def today() -> str:
     """Return the date, UTC, that new files are named by."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def _names(system: Any, path: str) -> list[str]:
+def _paths(system: Any, path: str) -> list[str]:
     """Return the files that a path or glob stands for."""
     try:
         kind = system.info(path)["type"]
@@ -262,14 +264,26 @@ def _suffix(name: str) -> str | None:
     return suffix if suffix in SUFFIXES else None
 
 
-def _fetched(system: Any, path: str) -> SourceFile:
-    import fsspec.utils
+def _names(system: Any, paths: list[str]) -> list[str]:
+    """Return how files are called: several by what lies below their common folder."""
     from fsspec.implementations.local import LocalFileSystem
 
-    local = isinstance(system, LocalFileSystem)
-    name = redacted(path if local else system.unstrip_protocol(path))
+    if isinstance(system, LocalFileSystem):
+        return paths
+    names = [addresses.shown(system.unstrip_protocol(path)) for path in paths]
+    if len(paths) == 1:
+        return names
+    paths = [re.sub("[?#;].*", "", path) for path in paths]
+    folder = posixpath.commonpath(paths)
+    below = [posixpath.relpath(path, folder) for path in paths]
+    return [f"{n.rpartition('/')[0]}/{path}" for n, path in zip(names, below, strict=True)]
+
+
+def _fetched(system: Any, path: str, name: str) -> SourceFile:
+    import fsspec.utils
+
     if not _suffix(name):
-        raise ValueError(
+        raise SourceRefused(
             f"{name} is in no supported format. Convert it to one of {', '.join(SUFFIXES)}; each "
             "may be compressed too, as .gz."
         )
@@ -278,7 +292,7 @@ def _fetched(system: Any, path: str) -> SourceFile:
         with system.open(path, "rb", compression=compression) as stream:
             return SourceFile(name, stream.read())
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{name} is damaged or cut off ({error}). Make it again.") from error
+        raise SourceRefused(f"{name} is damaged or cut off ({error}). Make it again.") from error
 
 
 def _rows(file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:

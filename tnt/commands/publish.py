@@ -18,6 +18,7 @@ import typer
 
 from tnt.commands import Name
 from tnt.commands.export import CARD, export, refuse_data
+from tnt.core import addresses
 from tnt.core.hashes import sha256_of
 from tnt.core.runlog import RUNS_FILE
 
@@ -57,11 +58,12 @@ def upload(folder: Path, destination: str) -> str:
         fs, root = fsspec.core.url_to_fs(destination)
     except (ImportError, ValueError) as error:
         kind = destination.partition("://")[0]  # the rest may hold a password
+        said = addresses.told(str(error), destination) or type(error).__name__
         raise ValueError(
-            f"fsspec cannot write to {kind}:// here: {error}. Install what it needs, or choose "
+            f"fsspec cannot write to {kind}:// here: {said}. Install what it needs, or choose "
             "another destination."
         ) from error
-    published, root = fs.unstrip_protocol(root), root.rstrip("/")
+    published, root = addresses.without_secrets(fs.unstrip_protocol(root)), root.rstrip("/")
     if isinstance(fs, LocalFileSystem):
         refuse_data(Path(root))
     files = sorted(
@@ -87,7 +89,7 @@ def upload(folder: Path, destination: str) -> str:
             with contextlib.suppress(Exception):
                 fs.rm_file(path)
         raise
-    return str(published)
+    return published
 
 
 def publish(
