@@ -51,6 +51,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import tiny  # noqa: E402
 from projects import Project, lay_out  # noqa: E402
 
+from flows.serve import TOKEN  # noqa: E402
 from tnt.core import tether  # noqa: E402
 from tnt.project import layout  # noqa: E402
 from tnt.rounds import recovery  # noqa: E402
@@ -127,8 +128,8 @@ class Arena:
         """
         self.folder = folder
         self.api = f"http://127.0.0.1:{_free_port()}/api"
-        self.client = SyncPrefectClient(self.api)
         self.environment = _environment(folder, self.api)
+        self.client = SyncPrefectClient(self.api, auth_string=self.environment[TOKEN])
         self.project = Project(folder / "project", self.environment)
         self._prepare()
         self.prepared = self.project.copy(folder / "prepared")
@@ -452,6 +453,7 @@ def _environment(folder: Path, api: str) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PREFECT_API_URL": api,
+        TOKEN: "chaos:monkey",
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_WORKER_QUERY_SECONDS": "1",  # how soon a run starts; not how soon it is cancelled
         "PYTHONPATH": str(folder / "project"),

@@ -1,4 +1,7 @@
-"""Publish a round: export it and copy the export to a URL."""
+"""Publish an accepted round: export it and copy the export to a place that prefect.yaml names.
+
+Whoever starts a run chooses no other place, and no round that is not accepted; `tnt publish` can.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,10 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.network import DELAYS_S, RETRIES, is_temporary
 from tnt.commands import publish
+from tnt.core import addresses
+from tnt.core.params import load_yaml
+
+OFFERED = Path("prefect.yaml")
 
 
 @task(
@@ -24,14 +31,24 @@ def upload(folder: Path, destination: str) -> str:
 
 
 @flow
-def publish_round(name: str, destination: str, ungated: bool = False) -> str:
-    """Export a round, copy it to any URL of fsspec, and return that.
+def publish_round(name: str, publish_to: str) -> str:
+    """Export a round, copy it into a folder or URL of fsspec, and return where it is then.
 
     Args:
-        name: The round.
-        destination: Holds nothing, or this same model.
-        ungated: Publish a round that failed its gate or is not accepted.
+        name: The round, and what its folder is called.
+        publish_to: As prefect.yaml has it; there, the round's folder is new or holds this model.
     """
-    published = publish.publish(name, destination, ungated=ungated, copy=upload)
+    refuse_elsewhere(publish_to)
+    published = publish.publish(name, f"{publish_to.rstrip('/')}/{name}", copy=upload)
     create_link_artifact(link=published, link_text=f"{name}: {published}", key="published")
     return published
+
+
+def refuse_elsewhere(publish_to: str) -> None:
+    """Raise unless prefect.yaml publishes to a place."""
+    given = [entry.get("parameters", {}) for entry in load_yaml(OFFERED)["deployments"]]
+    if publish_to not in [places["publish_to"] for places in given if "publish_to" in places]:
+        raise ValueError(
+            f"No deployment in {OFFERED} publishes to {addresses.shown(publish_to)!r}. Give one "
+            "the parameter `publish_to` there, or publish by hand with `tnt publish`."
+        )

@@ -3,8 +3,12 @@
     python -m flows.serve --worker    what `make serve` does: server, work pool, worker
     python -m flows.serve             no worker: this process runs the flows itself
 
-Both take the deployments from prefect.yaml, listen on 127.0.0.1 only and end with Ctrl-C. A server
-that answers at PREFECT_API_URL already is used as it is.
+Both take the deployments from prefect.yaml, listen on 127.0.0.1 only and end with Ctrl-C. The
+server wants a token, which its worker and runs have. Other shells take it from work/prefect.env:
+
+    . work/prefect.env; prefect deployment run targeted-update/on-demand
+
+A server that answers at PREFECT_API_URL already is used as it is.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import argparse
 import contextlib
 import importlib
 import os
+import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,12 +31,16 @@ from types import FrameType
 from typing import Any
 from urllib.parse import urlparse
 
+from flows import servers
 from tnt.core import tether
 from tnt.core.errors import one_line_errors
 from tnt.core.params import load_yaml
-from tnt.project import layout
+from tnt.core.runlog import RUNS_FILE
 
 API = "http://127.0.0.1:4200/api"
+ACCESS = RUNS_FILE.with_name("prefect.env")
+"""What a shell sources to use the server: its address and its token."""
+TOKEN = "PREFECT_API_AUTH_STRING"
 POOL = "local"
 START_S = 120.0
 STOP_S = 5.0
@@ -55,7 +65,9 @@ def serve(*, worker: bool) -> None:
     os.environ[tether.VARIABLE] = str(os.getpid())
     api = os.environ["PREFECT_API_URL"]
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as running:
-        if not _answers(api):
+        if _answers(api):
+            _refuse_without_token(api)
+        else:
             running.enter_context(_server(api))
         running.enter_context(_report())
         if worker:
@@ -117,10 +129,14 @@ def _run_flows() -> None:
 
 @contextlib.contextmanager
 def _server(api: str) -> Iterator[None]:
-    """Run Prefect's server while the body runs."""
+    """Run Prefect's server while the body runs; it refuses other users and web pages."""
     place = urlparse(api)
-    command = ["prefect", "server", "start", "--host", str(place.hostname)]
-    with _process(*command, "--port", str(place.port), quiet=True) as process:
+    os.environ.setdefault(TOKEN, f"tnt:{secrets.token_urlsafe(32)}")
+    os.environ["PREFECT_SERVER_API_AUTH_STRING"] = os.environ[TOKEN]
+    os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(
+        f"http://{host}:{place.port}" for host in servers.hosts()
+    )
+    with _asgi("prefect_server", str(place.hostname), place.port) as process:
         deadline = time.monotonic() + START_S
         while not _answers(api):
             if process.poll() is not None or time.monotonic() > deadline:
@@ -129,7 +145,17 @@ def _server(api: str) -> Iterator[None]:
                     "PREFECT_API_URL names another; `prefect server start` shows why."
                 )
             time.sleep(0.5)
+        _let_in()
         yield
+
+
+def _let_in() -> None:
+    """Write down how to use the server, for this user's eyes only."""
+    ACCESS.parent.mkdir(exist_ok=True)
+    ACCESS.unlink(missing_ok=True)
+    with open(os.open(ACCESS, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        for name in ("PREFECT_API_URL", TOKEN):
+            file.write(f"export {name}={shlex.quote(os.environ[name])}\n")
 
 
 @contextlib.contextmanager
@@ -140,16 +166,22 @@ def _report() -> Iterator[None]:
         return
     port = urlparse(os.environ["PREFECT_API_URL"]).port or 4200
     os.environ["TNT_REPORT_URL"] = f"http://127.0.0.1:{port + 1}"
-    layout.REPORT.mkdir(parents=True, exist_ok=True)
-    command = ["http.server", "--bind", "127.0.0.1", "--directory", str(layout.REPORT)]
-    with _process(*command, str(port + 1), quiet=True) as process:
+    with _asgi("report_server", "127.0.0.1", port + 1) as process:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(1.0)
+            process.wait(2.0)
             raise ValueError(
                 f"The report cannot be served at port {port + 1}, which is taken. Set "
                 "TNT_REPORT_URL to where it is served, or PREFECT_API_URL to another port."
             )
         yield
+
+
+def _asgi(
+    name: str, host: str, port: int | None
+) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    """Run one of `flows.servers` while the body runs."""
+    command = ["uvicorn", "--factory", f"flows.servers:{name}", "--host", host]
+    return _process(*command, "--port", str(port), quiet=True)
 
 
 @contextlib.contextmanager
@@ -191,8 +223,24 @@ def _answers(api: str) -> bool:
         return False
 
 
+def _refuse_without_token(api: str) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_work_pools(limit=1)
+    except PrefectHTTPStatusError as error:
+        raise ValueError(
+            f"The server at {api} answers with status {error.response.status_code}. If it wants a "
+            f"token and `make serve` started it here, `. {ACCESS}` sets {TOKEN}."
+        ) from error
+
+
 def _say(api: str) -> None:
     print(f"Prefect's UI: {api.removesuffix('/api')}    report: {os.environ['TNT_REPORT_URL']}")
+    if ACCESS.is_file():
+        print(f"To sign in, and for `prefect` in another shell: {ACCESS}")
     print("Ctrl-C ends all of it.", flush=True)
 
 

@@ -23,7 +23,7 @@ from pydantic import Field
 from flows.dvc import reproduce
 from flows.ingest import ingest_prompts
 from flows.network import DELAYS_S, RETRIES
-from flows.publish import publish_round
+from flows.publish import publish_round, refuse_elsewhere
 from tnt.commands import summary
 from tnt.project import checks, layout
 from tnt.rounds import history, listed, sharing
@@ -58,7 +58,7 @@ def targeted_update(
         push: Whether data go to the DVC remote, and commits and tags to the branch's upstream.
         detectors: What new rounds flag besides their parent's detectors.
         inbox: Prompt set -> file, folder, glob or URL of new prompts, which are taken in first.
-        publish_to: A URL; accepted rounds are exported to folders in it, named as the round.
+        publish_to: A URL, as prefect.yaml has it; accepted rounds are exported to folders in it.
         notify: A block that is told of failures and failed gates, such as `slack-webhook/alerts`.
 
     Raises:
@@ -71,11 +71,13 @@ def targeted_update(
         if push:
             push_all()
         if publish_to:
-            publish_round(name, f"{publish_to.rstrip('/')}/{name}")
+            publish_round(name, publish_to)
 
     try:
         if push:
             sharing.refuse_without_remote()
+        if publish_to:
+            refuse_elsewhere(publish_to)
         for prompt_set, source in (inbox or {}).items():
             ingest_prompts(source, prompt_set, may_be_empty=True)
         outcome = update(

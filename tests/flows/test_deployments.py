@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.server
 import json
@@ -14,9 +15,13 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from projects import ROOT, Project
+
+from flows import serve
+from flows.serve import TOKEN
 
 pytestmark = pytest.mark.slow
 FIRES_S = 400
@@ -35,12 +40,14 @@ class Served:
 
     def ask(self, path, body=None):
         """Return what Prefect's server answers."""
-        data = json.dumps(body or {}).encode()
-        request = urllib.request.Request(
-            f"{self.api}/{path}", data, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        answer = self.post(path, body)
+        assert answer.status_code < 300, answer.text
+        return answer.json()
+
+    def post(self, path, body=None, **headers):
+        """Post to Prefect's server, with the token unless `Authorization` is another."""
+        headers = {"Authorization": authorization(self.environment[TOKEN]), **headers}
+        return httpx.post(f"{self.api}/{path}", json=body or {}, headers=headers, timeout=30)
 
     def prefect(self, *arguments):
         """Run Prefect's command line."""
@@ -80,6 +87,18 @@ def free_ports():
                 return port
 
 
+def authorization(token):
+    return "Basic " + base64.b64encode(token.encode()).decode()
+
+
+def sourced(path):
+    """Return the variables that a shell has after it read a file."""
+    done = subprocess.run(
+        ["sh", "-c", '. "$0"; env', path], capture_output=True, text=True, check=True, env={}
+    )
+    return dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+
 @pytest.fixture(scope="module")
 def served(begun_llama, tmp_path_factory):
     """Serve a project that lists two rounds and deploys `nightly` for every minute."""
@@ -87,6 +106,7 @@ def served(begun_llama, tmp_path_factory):
     project = begun_llama.copy(folder / "project")
     subprocess.run(["cp", "-r", ROOT / "flows", ROOT / "prefect.yaml", project.path], check=True)
     project.edit("prefect.yaml", '"0 3 * * *"', '"* * * * *"')
+    project.edit("prefect.yaml", "work/published", str(folder / "shelf"))
     with project.params() as params:
         prompts = {"replies": ["first.jsonl"], "summaries": ["first.jsonl"]}
         for name, parent, detector in (("r1", "base", "boilerplate"), ("r2", "r1", "hedges")):
@@ -113,6 +133,7 @@ def served(begun_llama, tmp_path_factory):
             assert process.poll() is None, (folder / "serve.log").read_text()
             assert time.monotonic() < deadline, (folder / "serve.log").read_text()
             time.sleep(0.5)
+        environment[TOKEN] = sourced(project.path / serve.ACCESS)[TOKEN]
         yield Served(project, api, environment, process, folder / "serve.log")
         process.kill()
 
@@ -173,6 +194,37 @@ def test_nothing_listens_beyond_this_machine(served):
     assert addresses == {"127.0.0.1"}
 
 
+def test_the_server_takes_nothing_from_web_pages_and_other_users(served):
+    deployment = served.ask("deployments/filter", {"deployments": {"name": {"any_": ["publish"]}}})
+    start = f"deployments/{deployment[0]['id']}/create_flow_run"
+    runs = len(served.ask("flow_runs/filter"))
+    body = {"parameters": {"name": "r1", "publish_to": "/tmp/x", "ungated": True}}
+    assert served.post(start, body, Authorization="").status_code == 401
+    assert served.post(start, body, Authorization=authorization("a:b")).status_code == 401
+    assert served.post(start, body, Host="evil.example:4200").status_code == 400
+    asked = {
+        "Origin": "https://evil.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type,authorization",
+    }
+    preflight = httpx.options(f"{served.api}/{start}", headers=asked)
+    assert preflight.status_code == 400
+    assert "Access-Control-Allow-Origin" not in preflight.headers
+    assert len(served.ask("flow_runs/filter")) == runs
+
+
+def test_the_token_is_for_this_user_alone(served):
+    assert (served.project.path / serve.ACCESS).stat().st_mode & 0o777 == 0o600
+    assert served.environment[TOKEN] not in served.log.read_text()
+    assert served.project.git("status", "--porcelain", "--", str(serve.ACCESS)) == ""
+
+
+def test_the_report_is_for_who_asks_for_this_machine(served, fired):
+    address = served.artifacts(fired)["report"]["description"]
+    assert httpx.get(address).status_code == 200
+    assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 400
+
+
 def test_a_parameter_that_does_not_fit_is_refused(served):
     done = served.prefect("deployment", "run", "targeted-update/on-demand", "-p", "max_rounds=0")
     assert done.returncode == 1
@@ -219,13 +271,18 @@ def test_prompts_are_taken_in_and_a_round_is_published(served, fired, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert served.project.git("log", "-1", "--format=%s") == "Ingest 20 prompts into replies"
-    there = f"destination={tmp_path / 'shelf' / 'r2'}"
+    done = served.prefect("deployment", "run", "publish-round/publish", "--watch", "-p", "name=r2")
+    assert done.returncode == 0, done.stdout
+    shelf = served.project.path.parent / "shelf"
+    assert (shelf / "r2/README.md").is_file()
+    assert (shelf / "r2/model.safetensors").is_file()
+    there = f"publish_to={tmp_path / 'elsewhere'}"
     done = served.prefect(
         "deployment", "run", "publish-round/publish", "--watch", "-p", "name=r2", "-p", there
     )
-    assert done.returncode == 0, done.stdout
-    assert (tmp_path / "shelf/r2/README.md").is_file()
-    assert (tmp_path / "shelf/r2/model.safetensors").is_file()
+    assert done.returncode == 1
+    assert "No deployment in prefect.yaml publishes to" in done.stdout
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_it_all_ends_with_a_signal(served, fired):
