@@ -16,8 +16,8 @@ The probe asks how well one can read from a hidden state of the base, where a wo
 comes next inside a sentence, whether that word will be an invented name. Layer 0 is the embedding
 of the token before, and knows nothing else.
 
-Again asks what needs no training: where a greedy summary's first invented name begins, that one
-token is banned and the summary continued, and so on until nothing is flagged; or the summary is
+Again asks what needs no training: the one token that completes a greedy summary's first invented
+name is banned and the summary continued, and so on until nothing is flagged; or the summary is
 drawn again.
 """
 
@@ -31,12 +31,10 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import measure
-import serve
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
@@ -53,6 +51,8 @@ from tnt.masks import flagged
 from tnt.masks.flagged import mask_all
 from tnt.masks.params import MaskParams
 from tnt.models import by_length, decode
+from tnt.rollouts.params import RolloutParams
+from tnt.rollouts.walk import walk
 from tnt.training import run
 from tnt.training.params import TrainParams
 
@@ -448,14 +448,17 @@ def again(out: Path) -> None:
     said = artifacts.read(COMPLETIONS, Completion)
     greedy = [c for c in said if c.sample == 0]
     detect = unsupported()
-    bans = islice(serve.bans(model, tokenizer, greedy, detect), NAMES["most_tries"] + 1)
-    flagged = [len(measure.flagged(answers, detect)) for answers, _ in bans]
+    most = NAMES["most_tries"] + 1
+    params = RolloutParams(max_bans=most)
+    walked = walk(model, tokenizer, greedy, detect, params, measure.DRAW)
+    needed = [sum(map(len, r.banned)) if r.end == "clean" else most for r in walked]
+    banned = [sum(bans > allowed for bans in needed) for allowed in range(most)]
     wrong = {(f.prompt_id, f.sample) for f in artifacts.read(FLAGS, Flag)}
     redrawn = [
         sum(all((c.prompt_id, k) in wrong for k in range(draws + 1)) for c in greedy)
-        for draws in range(NAMES["most_tries"] + 1)
+        for draws in range(most)
     ]
-    measure.write({"summaries": len(greedy), "banned": flagged, "redrawn": redrawn}, out)
+    measure.write({"summaries": len(greedy), "banned": banned, "redrawn": redrawn}, out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@
 - `system_asks`: one that says what to write, and nothing of what not to.
 - `bad_words`: `bad_words_ids` of transformers, from every phrase flagged in the training prompts'
   completions, with and without a space before it.
-- `ban`: ban and continue. Greedy; where something is flagged, the token with which it starts is
+- `ban`: ban and continue. Greedy; where something is flagged, the token that completes it is
   banned behind that prefix, and the answer is continued from there, until it is clean.
 - `reject`: greedy; what is flagged is drawn again, at a temperature, until it is clean.
 """
@@ -16,28 +16,22 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import measure
-import torch
-from transformers import LogitsProcessor, LogitsProcessorList
 
-from tnt import detectors, models, sampling
+from tnt import models, sampling
 from tnt.core import artifacts
 from tnt.core.params import load_yaml
 from tnt.core.records import Completion, Flag, Prompt
-from tnt.detectors import running
-from tnt.masks.flagged import mask_all
-from tnt.masks.params import MaskParams
 from tnt.models import decode
+from tnt.rollouts.params import RolloutParams
+from tnt.rollouts.walk import walk
 
 SERVE = measure.PARAMS["serve"]
-LIMIT = measure.DRAW.max_new_tokens
 
 Served = tuple[list[Completion], int]
 """Answers, and how many tokens were generated for them in all."""
@@ -109,40 +103,20 @@ def bad_words(model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> Served:
 
 
 def ban(model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> Served:
-    """Ban the token with which something flagged starts, and continue, until nothing is flagged."""
-    answers = measure.answers(model, tokenizer, asked)
-    *_, last = islice(bans(model, tokenizer, answers, measure.boilerplate()), LIMIT + 1)
-    return last
-
-
-def bans(
-    model: Any, tokenizer: Any, answers: Sequence[Completion], found: Mapping[str, detectors.Detect]
-) -> Iterator[Served]:
-    """Yield greedy answers as they are, and after each token banned, until nothing is flagged."""
-    by_id = {c.prompt_id: c for c in answers}
-    generated = sum(len(c.completion_ids) for c in answers)
-    banned: dict[tuple[str, tuple[int, ...]], set[int]] = defaultdict(set)
-    while True:
-        yield [*by_id.values()], generated
-        starts = first_flagged([*by_id.values()], tokenizer, found)
-        if not starts:
-            return
-        prefixes = {}
-        for prompt_id, start in starts.items():
-            ids = by_id[prompt_id].completion_ids
-            prefixes[prompt_id] = prefix = tuple(ids[:start])
-            banned[prompt_id, prefix].add(ids[start])
-        rows = [by_id[prompt_id] for prompt_id in prefixes]
-        more = continued(model, rows, prefixes, banned)
-        for row, ids in zip(rows, more, strict=True):
-            generated += len(ids)
-            whole = [*prefixes[row.prompt_id], *ids]
-            by_id[row.prompt_id] = replace(
-                row,
-                completion_ids=whole,
-                text=decode(tokenizer, whole),
-                finished=whole[-1] == model.generation_config.eos_token_id,
-            )
+    """Ban the token that completes something flagged, and continue, until nothing is flagged."""
+    answers, generated = _counted(measure.answers(model, tokenizer, asked))
+    walked = walk(model, tokenizer, answers, measure.boilerplate(), RolloutParams(), measure.DRAW)
+    end_ids = models.end_ids(model)
+    for number, rollout in enumerate(walked):
+        ids = rollout.completion_ids
+        generated += next((len(ids) - i for i, tokens in enumerate(rollout.banned) if tokens), 0)
+        answers[number] = replace(
+            answers[number],
+            completion_ids=ids,
+            text=decode(tokenizer, ids),
+            finished=ids[-1] in end_ids,
+        )
+    return answers, generated
 
 
 def reject(model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> Served:
@@ -170,63 +144,6 @@ METHODS: dict[str, Callable[[Any, Any, Sequence[Prompt]], Served]] = {
     "ban": ban,
     "reject": reject,
 }
-
-
-def first_flagged(
-    answers: Sequence[Completion], tokenizer: Any, found: Mapping[str, detectors.Detect]
-) -> dict[str, int]:
-    """Return, by prompt id, where in a flagged answer's tokens the first flagged one stands."""
-    flags = running.find_flags(found, answers)
-    masks = mask_all(answers, flags, tokenizer, MaskParams(span_tokens="first"))
-    return {m.prompt_id: m.negative_mask.index(True) for m in masks if any(m.negative_mask)}
-
-
-class BanAtStart(LogitsProcessor):
-    """Forbids some tokens as the next one, for each row others, and nothing after that."""
-
-    def __init__(self, width: int, banned: Sequence[set[int]]) -> None:
-        """Set the length of the rows so far, and what each must not go on with."""
-        self.width, self.banned = width, banned
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return the scores, -inf at what is banned."""
-        if input_ids.shape[1] == self.width:
-            scores = scores.clone()
-            for row, tokens in zip(scores, self.banned, strict=True):
-                row[[*tokens]] = -torch.inf
-        return scores
-
-
-def continued(
-    model: Any,
-    rows: Sequence[Completion],
-    prefixes: dict[str, tuple[int, ...]],
-    banned: dict[tuple[str, tuple[int, ...]], set[int]],
-) -> list[list[int]]:
-    """Return the greedy continuations of the prefixes, not with what is banned behind them."""
-    starts = [[*row.prompt_ids, *prefixes[row.prompt_id]] for row in rows]
-    width, end = max(map(len, starts)), model.generation_config.eos_token_id
-    input_ids = torch.full((len(rows), width), end)
-    attention_mask = torch.zeros_like(input_ids)
-    for i, ids in enumerate(starts):
-        input_ids[i, width - len(ids) :] = torch.tensor(ids)
-        attention_mask[i, width - len(ids) :] = 1
-    left = [LIMIT - len(prefixes[row.prompt_id]) for row in rows]
-    processor = BanAtStart(width, [banned[r.prompt_id, prefixes[r.prompt_id]] for r in rows])
-    with torch.inference_mode():
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            max_new_tokens=max(left),
-            do_sample=False,
-            pad_token_id=end,
-            logits_processor=LogitsProcessorList([processor]),
-        )
-    found = []
-    for ids, count in zip(output[:, width:].tolist(), left, strict=True):
-        ends = (i + 1 for i, token in enumerate(ids) if token == end)
-        found.append(ids[: min(next(ends, count), count)])
-    return found
 
 
 def _counted(answers: list[Completion]) -> Served:

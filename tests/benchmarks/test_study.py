@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import string
 from pathlib import Path
 
 import choose
+import heretic_search
 import measure
 import names
 import pytest
 import random_models
+import rivals
 import serve
 import torch
 import train
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
 from tnt.core import artifacts
 from tnt.core.params import load_yaml
 from tnt.core.records import Completion, Mask, Prompt
 from tnt.detectors import running
+from tnt.detectors.span import Span
 from tnt.losses.table import LOSSES
+from tnt.sampling import SamplingParams
 
 STUDY = Path(train.__file__).parent
 SINCE = {"tnfr"}
@@ -126,31 +134,144 @@ def test_a_seed_chooses_the_prompts(learnt_from):
     assert found == {"replies/0", "replies/2", "replies/4"}
 
 
-def test_a_ban_holds_for_the_next_token_only():
-    model = random_models.llama().eval()
-    prompt, prefix = [5, 6, 7], (8, 9)
-    row = Completion("replies/a", 0, "base", "x", prompt, [8, 9, 1], "x", finished=False)
-    prefixes, banned = {"replies/a": prefix}, {("replies/a", prefix): set()}
-    limit = serve.LIMIT - len(prefix)
+LETTERS = string.ascii_letters + string.digits + "+-"
+"""A token each, as many as random models know."""
 
-    def greedy(start, ban=frozenset()):
-        """Greedy decoding written out, a whole pass for every token."""
-        ids = list(start)
-        end = model.generation_config.eos_token_id
-        while len(ids) < len(start) + limit and (len(ids) == len(start) or ids[-1] != end):
-            with torch.no_grad():
-                logits = model(torch.tensor([ids])).logits[0, -1].clone()
-            if len(ids) == len(start):
-                logits[[*ban]] = -torch.inf
-            ids.append(int(logits.argmax()))
-        return ids[len(start) :]
 
-    (free,) = serve.continued(model, [row], prefixes, banned)
-    assert free == greedy([*prompt, *prefix])
-    banned["replies/a", prefix] = {free[0]}
-    (other,) = serve.continued(model, [row], prefixes, banned)
-    assert other[0] != free[0]
-    assert other == greedy([*prompt, *prefix], {free[0]})
+@pytest.fixture
+def lettered(monkeypatch):
+    """A random model that is asked for eight letters, and a detector of a few."""
+
+    def some_letters(text, _):
+        return [Span(*found.span()) for found in re.finditer("[P-T]", text)]
+
+    tokenizer = Tokenizer(WordLevel({letter: i for i, letter in enumerate(LETTERS)}, "a"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = Split("", "isolated"), decoders.Fuse()
+    monkeypatch.setattr(measure, "DRAW", SamplingParams(max_new_tokens=8, batch_size=4))
+    monkeypatch.setattr(measure, "boilerplate", lambda: {"some_letters": some_letters})
+    return random_models.llama(), PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_ban_and_continue_leaves_nothing_flagged_and_what_was_clean(lettered):
+    model, tokenizer = lettered
+    asked = [Prompt(f"replies/{i}", "replies", "test", "x", "x", [3 + i, 9]) for i in range(9)]
+    before = measure.answers(model, tokenizer, asked)
+    flagged = measure.flagged(before)
+    assert 0 < len(flagged) < len(asked)
+    after, generated = serve.ban(model, tokenizer, asked)
+    assert not measure.flagged(after)
+    again = 0
+    for old, new in zip(before, after, strict=True):
+        if (old.prompt_id, 0) not in flagged:
+            assert new == old
+            continue
+        start = next(i for i, letter in enumerate(old.text) if letter in "PQRST")
+        assert new.completion_ids[:start] == old.completion_ids[:start]
+        again += len(new.completion_ids) - start
+    assert generated == sum(len(c.completion_ids) for c in before) + again
+
+
+def test_an_ablated_model_writes_nothing_in_a_direction():
+    model, ids = random_models.llama(), torch.tensor([[5, 6, 7, 8]])
+    direction = torch.nn.functional.normalize(torch.arange(32.0) - 9, dim=0)
+    head = model.get_output_embeddings().weight.detach().clone()
+
+    def written():
+        with torch.no_grad():
+            states = model.model(ids, output_hidden_states=True).hidden_states
+        return torch.stack(states[:-1]) @ direction  # the last is normed
+
+    assert written().abs().max() > 0.1
+    rivals.ablate(model, direction)
+    assert written().abs().max() < 1e-5
+    assert torch.equal(model.get_output_embeddings().weight, head)
+
+
+def test_directions_are_between_means_at_prompts_and_at_flagged_tokens():
+    model = random_models.llama()
+    flagged = random_models.row(0, [5, 6], [7, 8, 9], negative=[1])
+    clean = random_models.row(1, [6, 5], [9, 7])
+    found = rivals.means(model, [flagged, clean])
+    with torch.no_grad():
+        of_flagged, of_clean = (
+            torch.stack(
+                model.model(
+                    torch.tensor([row.prompt_ids + row.completion_ids]), output_hidden_states=True
+                ).hidden_states
+            )[:, 0]
+            for row in (flagged, clean)
+        )
+    kept = torch.stack([of_flagged[:, 1], of_flagged[:, 3], of_clean[:, 1], of_clean[:, 2]])
+    for kind, expected in {
+        "prompt_wrong": of_flagged[:, 1],
+        "prompt_clean": of_clean[:, 1],
+        "flagged_wrong": of_flagged[:, 2],  # position 2 predicts token 1 of the completion
+        "flagged_clean": kept.mean(0),
+    }.items():
+        torch.testing.assert_close(found[kind], expected)
+
+
+TETHERS = {"margin": 2, "grace": 0.5, "target_tether": 0.05, "tether": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("logits", "expected"),
+    [
+        ([0, 0, 0, 0], math.log(1 + math.e**2)),  # softplus(2), at its full weight
+        ([0, 1, 0, 0], 0.5 * math.log(1 + math.e) + 0.05 * 0.5**2 / 2),  # half won, 0.5 too far
+        ([0, 2, 0, 0], 0.05 * 1.5**2 / 2),  # won: the tether alone
+        ([3, 2, 0, 0], 0.05 * 1.5**2 / 2 + 0.4 * 9 / 2),  # another logit moved by 3
+    ],
+)
+def test_a_preference_is_trained_up_to_its_margin_and_tethered(logits, expected):
+    preference = rivals.Preference(torch.tensor([1]), 2, torch.zeros(4))
+    found = rivals.of_one(torch.tensor(logits).float(), preference, TETHERS)
+    assert float(found) == pytest.approx(expected)
+
+
+def test_what_is_likely_and_not_negative_is_preferred():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    assert rivals.likely(logits, [0], 0.25).tolist() == [1, 2]
+    assert rivals.likely(logits, [0, 1, 2], 0.25).tolist() == []
+
+
+def test_the_loss_looks_at_the_tokens_that_predict_what_is_flagged():
+    model = random_models.llama()
+    rows = [random_models.row(i, [5, 6, 7 + i], [8, 9, 10], negative=[i]) for i in range(2)]
+    with torch.no_grad():
+        logits = [model(torch.tensor([r.prompt_ids + r.completion_ids])).logits[0] for r in rows]
+    originals = [logits[0][2], logits[1][3]]
+    pairs = [
+        (row, [(i, rivals.Preference(torch.tensor([3]), row.completion_ids[i], original))])
+        for i, (row, original) in enumerate(zip(rows, originals, strict=True))
+    ]
+    of_each = [
+        rivals.of_one(original, found[0][1], TETHERS)
+        for original, (_, found) in zip(originals, pairs, strict=True)
+    ]
+    found = rivals.preference_loss(model, pairs, TETHERS)
+    torch.testing.assert_close(found, torch.stack(of_each).mean())
+
+
+def test_the_trials_that_heretic_offers_are_read_from_its_menu():
+    printed = """Optimization finished!
+
+[1] [Trial  12] Refusals:  3/33, KL divergence: 0.4100
+[2] [Trial   4] Refusals:  9/33, KL divergence: 0.0812
+[3] Run additional trials
+"""
+    trials = heretic_search.found(printed)
+    assert [trial["trial"] for trial in trials] == ["12", "4"]
+    assert heretic_search.gentle(trials)["number"] == "2"
+    assert heretic_search.gentle(trials[:1])["number"] == "1"  # none moved so little
+    with pytest.raises(ValueError, match=r"^Heretic offers no trial\. It ended with: Loading"):
+        heretic_search.found("Loading")
+
+
+def test_every_setting_of_every_rival_is_screened():
+    stages = load_yaml(STUDY / "dvc.yaml")["stages"]
+    for method in rivals.METHODS:
+        assert {*stages[f"screen_{method}"]["foreach"]} == {*rivals.RIVALS[method]}
 
 
 def test_every_loss_is_screened_and_seeded():
