@@ -197,7 +197,6 @@ def test_sections_that_can_have_defaults_need_not_be_written(params):
         del params[section]
     for section in ("generate", "respond"):
         del params[section]["batch_size"]
-    del params["evaluate"]["divergence_prompts"]
     del params["detectors"]["repetition"]
     assert loaded(params).expect.max_negative_share == 0.5
 

@@ -64,12 +64,12 @@ def check() -> str:
 
 
 def _tokenizer_and_config(params: BaseParams) -> tuple[Any, Any]:
-    """Return those of the base: where it comes from, if that is a folder, or else as it was made.
+    """Return those of the base as it was made, or else of the folder that it comes from.
 
     Both are None where neither is there yet.
     """
-    folders = [Path(params.name)] if params.source == "local" else []
-    for folder in [*folders, layout.model(BASE)]:
+    source = [Path(params.name)] if params.source == "local" else []
+    for folder in [layout.model(BASE), *source]:
         if (folder / "config.json").is_file():
             from transformers import AutoConfig
 

@@ -31,6 +31,6 @@ class EvaluateParams:
     """Pinned too: extending it measures every model again."""
     split: Split = "test"
     """Search settings on `validation`; `test` is for the gate and the final numbers."""
-    divergence_prompts: PositiveInt = 32
+    divergence_prompts: PositiveInt
     """Prompts of each set, chosen by hash, on which divergences are computed."""
     divergence_batch_size: PositiveInt = 8

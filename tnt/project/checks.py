@@ -70,6 +70,7 @@ def check_prompts(project: Project, tokenizer: Any = None, config: Any = None) -
 
     seen: set[tuple[str, str]] = set()
     measured: dict[str, str] = {}
+    learned: dict[str, tuple[str, str]] = {}
     users = [(BASE, project.evaluate.prompts, project.respond)]
     for name, round_ in project.rounds.items():
         users.append((name, round_.prompts, project.section(name, "generate")))
@@ -81,13 +82,16 @@ def check_prompts(project: Project, tokenizer: Any = None, config: Any = None) -
             if user == BASE:
                 measured = _inputs(project, rows, project.evaluate.split)
             else:
-                _refuse_shared(_inputs(project, rows, "train"), measured, user)
+                for text, prompt in _inputs(project, rows, "train").items():
+                    learned.setdefault(text, (prompt, user))
             if tokenizer is not None:
                 rendered = [
                     prompts.render(row, name, project.prompt_sets[name], tokenizer)
                     for name, row in rows
                 ]
                 refuse_long(rendered, config, sampling)
+    with collected:
+        _refuse_shared(learned, measured)
     collected.refuse()
     return len(seen)
 
@@ -103,13 +107,14 @@ def _inputs(
     }
 
 
-def _refuse_shared(learned: dict[str, str], measured: dict[str, str], name: str) -> None:
+def _refuse_shared(learned: dict[str, tuple[str, str]], measured: dict[str, str]) -> None:
     """Raise if a round learns from an input that it is measured by, under whatever id."""
     for text in sorted(learned.keys() & measured.keys()):
+        prompt, name = learned[text]
         raise ValueError(
-            f"The prompts {learned[text]!r} and {measured[text]!r} have the same input: {name} "
-            "would learn from the first and be measured by the second. Give both prompt sets the "
-            "same shares, or leave one of the two out."
+            f"The prompts {prompt!r} and {measured[text]!r} have the same input: {name} would "
+            "learn from the first and be measured by the second. Give both prompt sets the same "
+            "shares, or leave one of the two out."
         )
 
 
