@@ -25,13 +25,19 @@ def fetch(source: str) -> list[SourceFile]:
 
 
 @flow
-def ingest_prompts(source: str, prompt_set: str, may_be_empty: bool = False) -> int:
+def ingest_prompts(
+    source: str,
+    prompt_set: str,
+    may_be_empty: bool = False,
+    columns: list[str] | None = None,
+) -> int:
     """Bring the new prompts of a source into a prompt set, in a commit; return their number.
 
     Args:
         source: A file, folder or glob, on disk or at any address that fsspec knows.
         prompt_set: One of `prompt_sets` in params.yaml.
         may_be_empty: Whether a source without files is none to fail for, but 0 prompts.
+        columns: What makes up an input, in this order, where that is not `input` alone.
     """
     try:
         files = fetch(source)
@@ -40,7 +46,7 @@ def ingest_prompts(source: str, prompt_set: str, may_be_empty: bool = False) -> 
             return 0
         raise
     run = f"{runtime.flow_run.name} ({runtime.flow_run.id})"
-    done = ingest.ingest(source, prompt_set, run=run, files=files)
+    done = ingest.ingest(source, prompt_set, run=run, files=files, columns=columns)
     told = ingest.sentence(done)
     get_run_logger().info(told)
     page = f"# {done.added} new in {prompt_set}\n\n{told}\n\nFrom `{addresses.shown(source)}`."

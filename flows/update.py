@@ -47,6 +47,7 @@ def targeted_update(
     push: bool = False,
     detectors: list[str] | None = None,
     inbox: dict[str, str] | None = None,
+    columns: dict[str, list[str]] | None = None,
     publish_to: str | None = None,
     notify: str | None = None,
 ) -> dict[str, Any]:
@@ -58,6 +59,7 @@ def targeted_update(
         push: Whether data go to the DVC remote, and commits and tags to the branch's upstream.
         detectors: What new rounds flag besides their parent's detectors.
         inbox: Prompt set -> file, folder, glob or URL of new prompts, which are taken in first.
+        columns: Prompt set -> what makes up an input there, where that is not `input` alone.
         publish_to: A URL, as prefect.yaml has it; accepted rounds are exported to folders in it.
         notify: A block that is told of failures and failed gates, such as `slack-webhook/alerts`.
 
@@ -79,7 +81,8 @@ def targeted_update(
         if publish_to:
             refuse_elsewhere(publish_to)
         for prompt_set, source in (inbox or {}).items():
-            ingest_prompts(source, prompt_set, may_be_empty=True)
+            named = (columns or {}).get(prompt_set)
+            ingest_prompts(source, prompt_set, may_be_empty=True, columns=named)
         outcome = update(
             max_rounds=max_rounds,
             target_flag_rate=target_flag_rate,

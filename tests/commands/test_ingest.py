@@ -244,6 +244,51 @@ def test_other_columns_are_ignored_and_named(encode):
     assert [row.input for row in table.rows.values()] == ["a"]
 
 
+ALPACA = [
+    {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"},
+    {"instruction": "Greet somebody.", "input": "", "output": "Hello"},
+]
+ENCODED = {"a.jsonl": json_lines, "a.csv": comma_separated, "a.parquet": parquet}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("part", ["instruction", "System", " question "])
+def test_columns_that_may_belong_to_the_prompt_are_not_left_out_unasked(name, part):
+    row = {part: "Translate.", "input": "Guten Tag", "output": "Good day"}
+    file = SourceFile(name, ENCODED[name](row))
+    with pytest.raises(
+        ValueError, match=rf"a\.\w+, (line|row) \d has \['{part}'\] beside 'input'"
+    ) as e:
+        parse([file])
+    assert f"`--columns {part},input` joins them, `--columns input` leaves them out." in str(
+        e.value
+    )
+    assert parse([file], ["input"]).ignored == (part, "output")
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_columns_that_are_named_make_up_the_input(name):
+    file = SourceFile(name, ENCODED[name](*ALPACA))
+    table = parse([file], ["instruction", "input"])
+    assert [r.input for r in table.rows.values()] == ["Translate.\n\nGuten Tag", "Greet somebody."]
+    assert table.ignored == ("output",)
+    swapped = parse([file], ["input", "instruction"])
+    assert next(iter(swapped.rows.values())).input == "Guten Tag\n\nTranslate."
+    with pytest.raises(ValueError, match=r"has no 'inptu', only .* with `--columns`"):
+        parse([file], ["inptu"])
+
+
+def test_a_column_that_is_named_and_no_text_is_refused():
+    file = SourceFile("a.jsonl", json_lines({"system": "Be kind.", "messages": [{"a": "b"}]}))
+    with pytest.raises(ValueError, match=r"line 1: 'input' is \[{'a': 'b'}\]. It must be a t"):
+        parse([file], ["system", "messages"])
+
+
+def test_a_column_that_is_named_twice_is_refused():
+    with pytest.raises(ValueError, match="has the column 'task' twice"):
+        parse([SourceFile("a.csv", b"task,task\nx,y\n")], ["task"])
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
 

@@ -15,7 +15,7 @@ import io
 import posixpath
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +34,13 @@ from tnt.rounds.programs import alone, output, reproduce
 
 ID_DIGITS = 12
 """Hexadecimal digits of the hash that a row without an id gets as its id."""
+PARTS = {
+    "article", "context", "conversation", "conversations", "dialog", "dialogue", "document",
+    "documents", "history", "hypothesis", "instruction", "instructions", "message", "messages",
+    "passage", "premise", "prompt", "query", "question", "questions", "system", "system_prompt",
+    "task", "text", "title",
+}  # fmt: skip
+"""Names of columns that data sets use for parts of a prompt."""
 BAR_AFTER_S = 1.0
 SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv")
 RESOLVED_FROM = (
@@ -98,9 +105,14 @@ class Ingested:
 def command(
     source: Annotated[str, typer.Argument(help="A file, folder, glob or URL.")],
     to: Annotated[str, typer.Option(help="A prompt set.")],
+    columns: Annotated[
+        str | None,
+        typer.Option(help="What makes up an input, in this order: `instruction,input`."),
+    ] = None,
 ) -> None:
     """Bring new prompts into a prompt set, in a commit of its own."""
-    print(sentence(ingest(source, to)))
+    named = None if columns is None else [name.strip() for name in columns.split(",")]
+    print(sentence(ingest(source, to, columns=named)))
 
 
 def ingest(
@@ -109,6 +121,7 @@ def ingest(
     *,
     run: str = "by hand",
     files: Sequence[SourceFile] | None = None,
+    columns: Sequence[str] | None = None,
 ) -> Ingested:
     """Write the new prompts of a source to `data/prompts/<set>/<date>.jsonl` and commit that file.
 
@@ -120,6 +133,7 @@ def ingest(
         prompt_set: Where the prompts go.
         run: Who or what asked for it, for the commit message.
         files: What `fetch(source)` returned, if it was called before.
+        columns: As of `parse`.
 
     Raises:
         ValueError: The source or one row of it will not do; or git or DVC failed. One sentence.
@@ -140,7 +154,7 @@ def ingest(
                 f"{shown} cannot be read ({error}). Check its address, your access to it and the "
                 "network, and try again."
             ) from error
-        table = parse(files)
+        table = parse(files, columns)
         new = _new(table, loaded, prompt_set)
         _refuse_long(new, loaded, prompt_set)
         path = None
@@ -214,23 +228,32 @@ def _told(error: Exception, source: str) -> str:
     return said if isinstance(error, OSError | ValueError | ImportError) else f"{kind}: {said}"
 
 
-def parse(files: Sequence[SourceFile]) -> Table:
+def parse(files: Sequence[SourceFile], columns: Sequence[str] | None = None) -> Table:
     """Return the rows of files, each of which is a prompt by the rules of prompt files.
 
-    A row without an id gets one from its normalised input. Columns other than `id`, `input` and
-    `reference` are ignored.
+    A row without an id gets one from its normalised input. Columns other than `id`, `reference`
+    and those of the input are ignored.
+
+    Args:
+        files: What was fetched.
+        columns: What makes up the input, in this order, an empty line between; None is `input`,
+            if no other column looks like a part of it.
 
     Raises:
-        ValueError: A file is empty or damaged, a row breaks a rule, or two rows have the same id
-            and different inputs; names the file and the line, or row.
+        ValueError: A file is empty or damaged, a row breaks a rule, a column that may be a part of
+            the prompt would be ignored, or two rows have the same id and different inputs; names
+            the file and the line, or row.
     """
     rows: dict[str, RawPrompt] = {}
     ignored: dict[str, None] = {}
     for file in files:
         empty = True
-        for where, values in _rows(file):
+        for where, values in _rows(file, columns or ["input"]):
             empty = False
-            ignored |= dict.fromkeys(name for name in values if name not in FIELDS)
+            others = [n for n in values if n not in (*FIELDS, *(columns or ()))]
+            if columns is None:
+                _refuse_parts(others, where)
+            ignored |= dict.fromkeys(others)
             held = {name: values[name] for name in FIELDS if name in values}
             rows[where] = prompts.parse_row(held, where)
         if empty:
@@ -295,28 +318,54 @@ def _fetched(system: Any, path: str, name: str) -> SourceFile:
         raise SourceRefused(f"{name} is damaged or cut off ({error}). Make it again.") from error
 
 
-def _rows(file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where each row of a file stands, and its values, with an id."""
+def _refuse_parts(others: Sequence[str], where: str) -> None:
+    """Raise if a column that would be ignored looks like a part of the prompt."""
+    parts = [name for name in others if name.strip().casefold() in PARTS]
+    if parts:
+        raise ValueError(
+            f"{where} has {shortened(parts)} beside 'input', which may belong to the prompt. "
+            f"`--columns {','.join([*parts, 'input'])}` joins them, `--columns input` leaves them "
+            "out."
+        )
+
+
+def _rows(file: SourceFile, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where each row of a file stands, and its values, with an id and an input."""
+    read = dict.fromkeys((*FIELDS, *columns))
     match _suffix(file.name):
         case ".parquet":
-            rows = _parquet_rows(file)
+            rows = _parquet_rows(file, read)
         case ".csv":
-            rows = _csv_rows(file)
+            rows = _csv_rows(file, read)
         case _:
             rows = jsonl.rows(_text(file), file.name, private=False)
     for where, row in rows:
-        if "input" not in row:
+        if missing := [name for name in columns if name not in row]:
             raise ValueError(
-                f"{where} has no 'input', only {shortened([*row])}. Rename the column that holds "
-                "the prompts' inputs."
+                f"{where} has no {missing[0]!r}, only {shortened([*row])}. Rename the column that "
+                "holds the prompts' inputs, or name what makes them up with `--columns`."
             )
+        row["input"] = _joined([row[name] for name in columns])
         if row.get("id") is None:
             text = normalised(str(row["input"])).encode()
             row["id"] = hashlib.sha256(text).hexdigest()[:ID_DIGITS]
         yield where, row
 
 
-def _csv_rows(file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:
+def _joined(parts: Sequence[Any]) -> Any:
+    """Return one input of several texts, an empty line between; what is no text is left as it is.
+
+    An empty text is no part, as in rows that have an instruction and nothing to apply it to.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    said = [part for part in parts if not (part is None or part == "")]
+    if all(isinstance(part, str) for part in said):
+        return "\n\n".join(said)
+    return next(part for part in said if not isinstance(part, str))
+
+
+def _csv_rows(file: SourceFile, read: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a CSV file; an empty id or reference is none."""
     csv.field_size_limit(prompts.LONGEST)
     reader = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
@@ -329,7 +378,7 @@ def _csv_rows(file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             if not header:
                 header = cells
-                _refuse_twins(file, header)
+                _refuse_twins(file, header, read)
                 continue
             if len(cells) != len(header):
                 raise ValueError(
@@ -344,7 +393,7 @@ def _csv_rows(file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
 
 
-def _parquet_rows(file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(file: SourceFile, read: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a Parquet file; of columns that are ignored, the names alone."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -352,8 +401,8 @@ def _parquet_rows(file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         parquet = pq.ParquetFile(io.BytesIO(file.content))
         names = parquet.schema_arrow.names
-        _refuse_twins(file, names)
-        table = parquet.read(columns=[name for name in names if name in FIELDS])
+        _refuse_twins(file, names, read)
+        table = parquet.read(columns=[name for name in names if name in read])
         for i, name in enumerate(table.column_names):
             kind = table.schema.field(name).type
             if name == "id" and any(
@@ -366,13 +415,13 @@ def _parquet_rows(file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(
             f"{file.name} is not a readable Parquet file ({error}). Make it again."
         ) from error
-    others = dict.fromkeys(name for name in names if name not in FIELDS)
+    others = dict.fromkeys(name for name in names if name not in read)
     for number, row in enumerate(rows, start=1):
         yield f"{file.name}, row {number}", row | others
 
 
-def _refuse_twins(file: SourceFile, names: Sequence[str]) -> None:
-    for name in FIELDS:
+def _refuse_twins(file: SourceFile, names: Sequence[str], read: Iterable[str]) -> None:
+    for name in read:
         if names.count(name) > 1:
             raise ValueError(f"{file.name} has the column {name!r} twice. Rename one.")
 
