@@ -19,7 +19,7 @@ EVERY = [
         ("tnt/training/order.py", ["train@r1", "train@r2"]),
         ("tnt/losses/table.py", ["train@r1", "evaluate@r1", "train@r2", "evaluate@r2"]),
         ("tnt/report/templates/report.css", ["compare"]),
-        ("data/lists/hedges.txt", ["compare", "detect@r2", "rollout@r2", "evaluate@r2"]),
+        ("data/lists/hedges.txt", ["compare", "detect@r2", "evaluate@r2"]),
         ("data/prompts/questions/first.jsonl", ["prepare_test", "compare"]),
         ("tnt/commands/affects.py", []),
     ],

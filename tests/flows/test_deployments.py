@@ -276,13 +276,15 @@ def test_prompts_are_taken_in_and_a_round_is_published(served, fired, tmp_path):
     shelf = served.project.path.parent / "shelf"
     assert (shelf / "r2/README.md").is_file()
     assert (shelf / "r2/model.safetensors").is_file()
-    there = f"publish_to={tmp_path / 'elsewhere'}"
+    elsewhere = tmp_path / "elsewhere"
     done = served.prefect(
-        "deployment", "run", "publish-round/publish", "--watch", "-p", "name=r2", "-p", there
-    )
+        "deployment", "run", "publish-round/publish", "--watch", "-p", "name=r2", "-p",
+        f"publish_to={elsewhere}",
+    )  # fmt: skip
     assert done.returncode == 1
-    assert "No deployment in prefect.yaml publishes to" in done.stdout
-    assert not (tmp_path / "elsewhere").exists()
+    refused = served.ended_run(RUNS_S, parameters={"name": "r2", "publish_to": str(elsewhere)})
+    assert "No deployment in prefect.yaml publishes to" in refused["state"]["message"]
+    assert not elsewhere.exists()
 
 
 def test_it_all_ends_with_a_signal(served, fired):

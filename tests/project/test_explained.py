@@ -13,7 +13,8 @@ from tnt.project.sections import Project
 
 GATE = """\
   min_drop: number at least 0 and at most 1; required
-      Share of its flag rate that each new detector must lose, on the sets learned from.
+      Share of its flag rate that each new detector must lose, on the sets learned from. Above 0,
+      one of them must have had something to lose.
 """
 HINTS = get_type_hints(Project)
 SECTIONS = {name: (get_args(hint) or (hint,))[-1] for name, hint in HINTS.items()}

@@ -110,7 +110,7 @@ def test_names_are_text_and_nothing_is_fetched(scheme):
 def test_words_say_what_the_picture_shows():
     assert charts.describe_tradeoff(charts.points(ROUNDS[:1], "replies")) == (
         "From base: 76% flagged by a, all unchanged by definition. r1: 13% flagged by a (95% "
-        "interval 6% to 56%), 61% of the clean answers unchanged (95% interval 30% to 80%)."
+        "interval 6% to 56%), 60% of the clean answers unchanged (95% interval 30% to 80%)."
     )
     assert charts.describe_flag_rates(ROWS[::2]) == "a: base 50%, r1 50%."
     assert charts.describe_training(CURVES) == (

@@ -273,7 +273,7 @@ def edit_metrics(project):
 MEANWHILE = {
     "staged": (stage_a_file, r"^secret.txt is changed but not committed"),
     "edited": (raise_a_bound, r"^params.yaml was edited .* is in work/kept/params.yaml\. Take"),
-    "changed": (edit_metrics, r"^There are stages to run: evaluate@r2"),
+    "changed": (edit_metrics, r"^There are stages to run: compare, evaluate@r2"),
 }
 
 
