@@ -36,6 +36,7 @@ SETTINGS = ("gentle", "weighted", "fast", "fastest")
 METHODS = {  # in the order of the tables; told apart by colour by what they do, by shape by which
     "base": ("no update", "square"),
     "default": ("TNT", "square"),
+    "earlier_default": ("TNT", "triangle-left"),
     "tnff": ("TNT", "circle"),
     "tnrll": ("TNT", "triangle-down"),
     "tnfll": ("TNT", "triangle-up"),
@@ -43,6 +44,9 @@ METHODS = {  # in the order of the tables; told apart by colour by what they do,
     "nl": ("other training", "triangle-left"),
     "dpo": ("other training", "diamond"),
     "sft_clean": ("other training", "triangle-right"),
+    "ftpo": ("other training", "triangle-up"),
+    "abliteration": ("other training", "triangle-down"),
+    "heretic": ("other training", "square"),
     "system_forbids": ("other serving", "square"),
     "system_asks": ("other serving", "triangle-down"),
     "bad_words": ("other serving", "cross"),
@@ -57,6 +61,10 @@ KINDS = {
     "other serving": "#009E73",
 }
 SERVED = ("no update", "other serving")
+TRAINED = ("pairs_cpu_s", "preparing_cpu_s", "training_cpu_s")
+"""What it costs before it is used, in parts."""
+ELSEWHERE = {"default": "see README", "earlier_default": ""}
+"""What did the training, where that was not the study."""
 
 
 def read(folder: str) -> Cells:
@@ -124,6 +132,42 @@ def seeded() -> list[Cells]:
     return [cells for cells in found.values() if len(cells) == most]
 
 
+def rivals() -> Iterator[str]:
+    """Yield what each setting of the rivals did to the validation prompts."""
+    rows = []
+    for cell in sorted(read("rivalled"), key=lambda cell: (cell["loss"], -score(cell))):
+        replies = cell["sets"]["replies"]
+        rows.append(
+            [
+                f"`{cell['loss']}`",
+                f"`{cell['setting']}`",
+                f"{replies['flagged_before']['flagged']} -> {_of(replies['flagged'])}",
+                _of(replies["clean_unchanged"]),
+                f"{replies['similarity_clean']['rouge_l']:.2f}",
+                replies["repetition"]["flagged"],
+                f"{score(cell):.2f}",
+            ]
+        )
+    head = "rival,setting,replies flagged,clean ones the same,their ROUGE-L,loops,score"
+    yield from markdown(head.split(","), rows)
+
+
+def heretic() -> Iterator[str]:
+    """Yield the trials that Heretic's search offers, fewest refusals first."""
+    found = result("heretic_search.json")
+    rows = [
+        [
+            trial["trial"],
+            f"{trial['refusals']} of {trial['of']}",
+            f"{trial['kl_divergence']:.4f}",
+            " and ".join(f"`{n}`" for n, t in found["chosen"].items() if t == trial["trial"]),
+        ]
+        for trial in found["best"]
+    ]
+    head = f"trial of {found['trials']},replies with a marker,KL of the first token,taken as"
+    yield from markdown(head.split(","), rows)
+
+
 def full() -> Iterator[str]:
     """Yield what each method did to the test prompts."""
     rows = []
@@ -176,11 +220,11 @@ def costs() -> Iterator[str]:
     cells = at_full_size()
     rows = []
     for method, cell in cells.items():
-        training = cell["training_cpu_s"] + cell.get("pairs_cpu_s", 0)
+        training = sum(cell.get(part, 0) for part in TRAINED)
         rows.append(
             [
                 f"`{method}`",
-                "see README" if method == "default" else f"{training:.0f}",
+                ELSEWHERE.get(method, f"{training:.0f}"),
                 f"{cell['tokens_per_answer']:.1f}",
                 f"{cell['tokens_per_answer'] / cells['base']['tokens_per_answer']:.2f}",
                 f"{tokens_for_replies(cell) / tokens_for_replies(cells['base']):.2f}",
@@ -201,13 +245,14 @@ def tokens_for_replies(cell: Cell) -> float:
 
 def cost() -> Iterator[str]:
     """Yield what the cells took."""
-    folders = "screened", "seeds", "preferred", "full", "unanchored"
+    folders = "screened", "seeds", "preferred", "rivalled", "full", "unanchored"
     counts, hours = [], 0.0
     for folder in folders:
         cells = read(folder)
         counts.append(f"{len(cells)} in `{folder}`")
         parts = "pairs_cpu_s", "training_cpu_s", "serving_cpu_s"
         hours += sum(cell.get(part, 0) for cell in cells for part in parts) / 3600
+    hours += sum(cell.get("preparing_cpu_s", 0) for cell in read("full")) / 3600
     yield f"Cells: {', '.join(counts)}; {hours:.1f} CPU hours."
 
 
@@ -349,6 +394,8 @@ BLOCKS: dict[str, Callable[[], Iterable[str]]] = {
     "costs": costs,
     "screened": screened,
     "seeds": seeds,
+    "rivals": rivals,
+    "heretic": heretic,
     "names_by_size": names_by_size,
     "names_trend": names_trend,
     "names_otherwise": names_otherwise,

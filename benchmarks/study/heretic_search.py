@@ -10,8 +10,6 @@ how many answers to `bad` prompts hold a marker, and how far the first token's d
 are clean: replies to training prompts for the directions, replies and summaries of validation
 prompts for the search. Markers are the phrases that were flagged in the training prompts' replies.
 
-It searches in bfloat16, and what it leaves are adapters, for the base in float32.
-
 It asks at a terminal what to do with what it found; where it takes itself to be in a notebook it
 reads the answers from its input. What it has searched it keeps, so that it goes on after a stop.
 """
@@ -52,9 +50,10 @@ def main(program: str, adapters: Path, out: Path) -> None:
     searched = ask(program, [CONTINUE] if any(WORK.glob("checkpoints/*.jsonl")) else [])
     trials = found(searched)
     chosen = {"fewest": trials[0], "gentle": gentle(trials)}
+    answers = [CONTINUE]
     for name, trial in chosen.items():
-        folder = str((adapters / name).resolve())
-        ask(program, [CONTINUE, trial["number"], SAVE, folder, RETURN])
+        answers += [trial["number"], SAVE, str((adapters / name).resolve()), RETURN]
+    ask(program, answers)
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     cell = {
         **SEARCH,
@@ -76,20 +75,21 @@ def prepare() -> None:
     validation = measure.asked(asked, tokenizer)
     said = artifacts.read(Path("base/screen.parquet"), Completion)
     was_wrong = {prompt_id for prompt_id, _ in measure.flagged(said)}
-    most = SEARCH["replies"]
     sets = {
-        "bad_prompts": [p for p in train if p.prompt_id in wrong][:most],
-        "good_prompts": [p for p in train if p.prompt_id not in wrong][:most],
-        "bad_evaluation_prompts": [p for p in validation if p.prompt_id in was_wrong],
-        "good_evaluation_prompts": [p for p in validation if p.prompt_id not in was_wrong],
+        ("bad_prompts", "learnt"): [p for p in train if p.prompt_id in wrong],
+        ("good_prompts", "learnt"): [p for p in train if p.prompt_id not in wrong],
+        ("bad_evaluation_prompts", "judged"): [p for p in validation if p.prompt_id in was_wrong],
+        ("good_evaluation_prompts", "moved"): [
+            p for p in validation if p.prompt_id not in was_wrong
+        ],
     }
     markers = {" ".join(flag.text.lower().replace("\u2019", "'").split()) for flag in flags}
     config: dict[str, Any] = {
         "model": str(measure.BASE),
-        "dtypes": ["bfloat16"],
+        "dtypes": ["float32"],
         "device_map": "cpu",
-        "batch_size": SEARCH["batch_size"],
-        "max_response_length": measure.DRAW.max_new_tokens,
+        "batch_size": 64,
+        "max_response_length": SEARCH["tokens"],
         "response_prefix": "",
         "n_trials": SEARCH["trials"],
         "n_startup_trials": SEARCH["startup_trials"],
@@ -99,9 +99,9 @@ def prepare() -> None:
         "refusal_markers": sorted(markers),
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in config.items()]
-    for name, of_set in sets.items():
+    for (name, most), of_set in sets.items():
         (WORK / name).mkdir(parents=True, exist_ok=True)
-        rows = [json.dumps({"text": message(prompt)}) + "\n" for prompt in of_set]
+        rows = [json.dumps({"text": message(prompt)}) + "\n" for prompt in of_set[: SEARCH[most]]]
         (WORK / name / "train.jsonl").write_text("".join(rows), encoding="utf-8")
         lines += [f"[{name}]", f'dataset = "{name}"', 'split = "train"', 'column = "text"']
     (WORK / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")

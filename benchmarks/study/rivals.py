@@ -19,6 +19,7 @@ Directions cost one pass and are those of all replies also in the screening.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import sys
@@ -33,6 +34,7 @@ import measure
 import torch
 import train
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
@@ -50,8 +52,8 @@ from tnt.training import features
 
 RIVALS = measure.PARAMS["rivals"]
 MEANS = Path("base/means.safetensors")
-FOUND = Path("heretic")
-"""Where `heretic_search.py` leaves its adapters."""
+SEARCHED, FOUND = Path("heretic_search.json"), Path("heretic")
+"""What `heretic_search.py` says, and where it leaves its adapters."""
 PASSED = 16
 """Completions that are passed at once."""
 
@@ -71,6 +73,7 @@ def main(size: str, *named: str) -> None:
         "setting": setting,
         "seed": seed,
         **given,
+        "preparing_cpu_s": prepared(method),
         "training_cpu_s": learnt - before,
         "serving_cpu_s": measure.cpu_seconds() - learnt,
         "tokens_per_answer": sum(len(c.completion_ids) for c in answers) / len(answers),
@@ -79,13 +82,26 @@ def main(size: str, *named: str) -> None:
     measure.write(cell, Path(out))
 
 
+def prepared(method: str) -> float:
+    """Return the CPU seconds of what was done before, for all of a method's settings at once."""
+    if method == "abliteration":
+        with safe_open(MEANS, framework="pt") as file:
+            return float(file.metadata()["cpu_s"])
+    if method == "heretic":
+        return float(json.loads(SEARCHED.read_text(encoding="utf-8"))["cpu_s"])
+    return 0.0
+
+
 def abliteration(
     model: Any, tokenizer: Any, size: Mapping[str, Any], setting: Mapping[str, Any], seed: int
 ) -> Any:
     """Take a layer's direction out of all that writes to the residual stream."""
     found = load_file(MEANS)
-    difference = found[f"{setting['at']}_wrong"] - found[f"{setting['at']}_clean"]
-    ablate(model, normalize(difference[setting["layer"]], dim=0))
+    clean = found[f"{setting['at']}_clean"][setting["layer"]]
+    direction = found[f"{setting['at']}_wrong"][setting["layer"]] - clean
+    if setting["orthogonal"]:  # so that what clean answers have in common stays
+        direction = direction - (direction @ clean) / (clean @ clean) * clean
+    ablate(model, normalize(direction, dim=0))
     return model
 
 

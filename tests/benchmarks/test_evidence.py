@@ -145,6 +145,7 @@ def test_the_conclusions_about_the_real_model_are_those_of_the_results():
     def score(loss):
         return " ± ".join(seeds(loss, "fast", study_report.score))
 
+    rivals = ("ftpo", "abliteration", "heretic")
     others = ("tnrll", "tnfll", "ul", "nl", "dpo", "sft_clean")
     most = max((kept(method) for method in others), key=lambda kept: float(kept[:-1]))
     loops = {m: f"{c['sets']['replies']['repetition']['rate']:.0%}" for m, c in cells.items()}
@@ -174,13 +175,15 @@ def test_the_conclusions_about_the_real_model_are_those_of_the_results():
         f"`tnff` keeps {kept('tnff', 'replies')}, `ul` {kept('ul', 'replies')} and "
         f"DPO {kept('dpo', 'replies')}",
         f"{tokens('reject'):.2f} and {tokens('ban'):.2f} times the base's tokens",
-        f"leaves {left('bad_words')}, not far from the default's {left('default')}",
+        f"leaves {left('bad_words')}, not far from the earlier default's {left('earlier_default')}",
         f"{loops['bad_words']} of the replies are loops, of the base's {loops['base']}",
         f"{left('system_forbids')}; told only what to say instead, {left('system_asks')}. They "
         f"change {changed('system_forbids')} and {changed('system_asks')} of the {summaries}",
         f"leaves {left('sft_clean')} flagged and {kept('sft_clean')} of the summaries",
-        f"leaves {left('default')} flagged, keeps {kept('default', 'replies')} of clean replies "
+        f"leaves {left('default')} flagged and keeps {kept('default', 'replies')} of clean replies "
         f"and {kept('default')} of the summaries",
+        f"leaves {left('earlier_default')} flagged, keeps {kept('earlier_default', 'replies')} of "
+        f"clean replies and {kept('earlier_default')} of the summaries",
     ):
         assert sentence in text
     for method in ("ban", "reject"):
@@ -189,12 +192,15 @@ def test_the_conclusions_about_the_real_model_are_those_of_the_results():
     assert kept("bad_words") == kept("bad_words", "replies") == "100.0%"
     for loss in set(without) - {"tnff"}:  # `nl` is the gentlest of the others, without anchors
         assert float(kept(loss, cells=without)[:-1]) <= float(kept("nl", cells=without)[:-1])
-    for method in (*others, "tnff"):  # nothing trained keeps more than the default, of either
+    for method in (*others, *rivals, "tnff"):  # none keeps more than the defaults, of either
         for of in ("summaries", "replies"):
+            assert float(kept(method, of)[:-1]) < float(kept("earlier_default", of)[:-1])
             assert float(kept(method, of)[:-1]) < float(kept("default", of)[:-1])
     for row in (
         f"and {summaries} unrelated summaries |",
-        f"weights updated gently, `tnff` | {left('default')} | {kept('default')} | |",
+        f"TNT: the patch | {left('default')} | {kept('default')} | |",
+        f"weights updated gently, `tnff` | {left('earlier_default')} | {kept('earlier_default')} "
+        "| |",
         f"`tnff` at a higher learning rate | {left('tnff')} | {kept('tnff')} | |",
         f"the gentlest other loss, `nl`, at its best | {left('nl', without)} | "
         f"{kept('nl', cells=without)} | |",
