@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+import typer
+from dvc.cli.parser import get_main_parser
+from dvc.utils.hydra import apply_overrides
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from tnt import detectors
+from flows import serve
+from tnt import cli, detectors
 from tnt.core.params import load_yaml, merge, parse
+from tnt.project import checks
 from tnt.project.sections import Project
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +122,67 @@ def test_yaml_that_is_shown_is_read_and_fits(path, tmp_path, monkeypatch):
                 parse(merge(project, {section: nested}), Project, where=text)
         for name, config in (example.get("detectors") or {}).items():
             detectors.parse(name, config)
+
+
+def command_lines(path: Path) -> list[list[str]]:
+    """Return the commands of a document's blocks of commands, without comments."""
+    blocks = [token.content for token in tokens(path) if (token.type, token.info) == ("fence", "")]
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [
+        shlex.split(line, comments=True)
+        for line in lines
+        if re.match(r"(tnt|dvc|make) [\w-]", line)
+    ]
+
+
+@present
+def test_commands_that_are_shown_are_accepted(path):
+    for program, *words in command_lines(path):
+        if program == "dvc":
+            get_main_parser().parse_args(words)
+        elif program == "make":
+            assert f"\n{words[0]}: " in (ROOT / "Makefile").read_text(encoding="utf-8")
+        else:
+            group, found = typer.main.get_command(cli.app), words
+            while hasattr(group, "commands"):
+                group, found = group.commands[found[0]], found[1:]
+            group.make_context(program, found)
+
+
+@present
+def test_variants_that_are_shown_are_valid(path, tmp_path, monkeypatch):
+    """As `dvc exp run` makes them of the default project."""
+    monkeypatch.chdir(ROOT)
+    for words in command_lines(path):
+        if words[:3] == ["dvc", "exp", "run"]:
+            shutil.copy("params.yaml", tmp_path)
+            apply_overrides(tmp_path / "params.yaml", words[words.index("-S") + 1 :][:1])
+            assert checks.load(tmp_path / "params.yaml") != checks.load()
+
+
+def test_programs_that_are_shown_are_found_in_a_clean_shell():
+    """Once `.venv` is active, as the README says before it names one."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (active,) = (n for n, line in enumerate(lines) if line.startswith(". .venv/bin/activate"))
+    assert active < min(n for n, line in enumerate(lines) if re.match("(tnt|dvc) ", line))
+    found = "; ".join(f"command -v {name}" for name in ("tnt", "dvc", "prefect", "python"))
+    script = f". {sys.prefix}/bin/activate && {found}"
+    shell = subprocess.run(
+        ["sh", "-c", script], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+    )
+    assert [Path(line).parent for line in shell.stdout.split()] == [Path(sys.prefix) / "bin"] * 4
+
+
+def test_prefect_asks_the_server_that_is_served_and_starts_none():
+    code = (
+        "from prefect.settings import get_current_settings as s; "
+        "print(s().api.url, s().server.ephemeral.enabled, s().server.analytics_enabled)"
+    )
+    clean = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]}
+    asked = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True
+    )
+    assert asked.stdout.split() == [serve.API, "False", "False"]
 
 
 def write_plugin(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
