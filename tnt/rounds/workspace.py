@@ -137,10 +137,12 @@ def refuse_other_changes(more: Sequence[str] = ()) -> None:
 
 def _refuse_output(path: str) -> None:
     """Raise if a change is data of DVC's: committed, it would be in git for good."""
+    if path in kept_by_git():
+        return
     lock = load_yaml(layout.LOCK) if layout.LOCK.is_file() else {"stages": {}}
     outs = (out["path"] for stage in lock["stages"].values() for out in stage.get("outs", []))
     for out in outs:
-        if path not in kept_by_git() and Path(path).is_relative_to(out):
+        if Path(path).is_relative_to(out):
             raise ValueError(
                 f"{path} is data that DVC keeps, and git does not ignore it. Write `/{out}` into "
                 ".gitignore; `git rm -r --cached` takes out what git holds already."
